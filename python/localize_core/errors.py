@@ -1,0 +1,32 @@
+"""The project's errors. Errors of other libraries are turned into one of these at the edge where they arise."""
+
+
+class LocalizeError(Exception):
+    """Base of every error raised on purpose by this project."""
+
+
+class ConfigError(LocalizeError):
+    """A parameter, a station file or a combination of blocks cannot work. The message names the mending."""
+
+
+class ModelError(LocalizeError):
+    """A model file is unreadable, breaks its contract or fails its golden vector."""
+
+
+class SourceError(LocalizeError):
+    """A recording or a receiver cannot be read."""
+
+
+class EngineError(LocalizeError):
+    """Inference failed while running."""
+
+
+class PublishError(LocalizeError):
+    """A sink cannot be opened or has failed."""
+
+
+class MissingExtraError(ConfigError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional package: pip install 'gr-localize[{extra}]'")

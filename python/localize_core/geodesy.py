@@ -1,0 +1,137 @@
+"""WGS84 geometry: the local tangent frame in which models answer, and its way back to degrees.
+
+The frame `enu_m` of an origin holds (east, north) coordinates in the plane tangent to the ellipsoid there; a point
+(e, n) means the place on the ellipsoid (raised by the frame's altitude) straight below or above it. Near the origin
+this is the usual east-north plane, far from it an orthographic map that stays exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from pyproj import Geod, Transformer
+
+from localize_core.errors import ConfigError
+
+WGS84_SEMI_MAJOR_M = 6378137.0
+WGS84_FLATTENING = 1.0 / 298.257223563
+SPEED_OF_LIGHT_MPS = 299792458.0
+GEOD = Geod(ellps="WGS84")
+
+
+@lru_cache(maxsize=1)
+def _geodetic_to_ecef() -> Transformer:
+    return Transformer.from_crs("EPSG:4979", "EPSG:4978", always_xy=True)
+
+
+def ecef_m(latitude: np.ndarray | float, longitude: np.ndarray | float, altitude_m: np.ndarray | float) -> np.ndarray:
+    """Earth-centred coordinates of WGS84 places: shape of the broadcast inputs plus (3,), metres."""
+    latitude, longitude, altitude_m = np.broadcast_arrays(
+        np.asarray(latitude, float), np.asarray(longitude, float), np.asarray(altitude_m, float)
+    )
+    return np.stack(_geodetic_to_ecef().transform(longitude, latitude, altitude_m), axis=-1)
+
+
+@dataclass(frozen=True)
+class LocalFrame:
+    """East-north-up frame at a WGS84 origin. `altitude_m` lifts the ellipsoid on which plane points lie."""
+
+    latitude: float
+    longitude: float
+    altitude_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (-90.0 <= self.latitude <= 90.0 and -180.0 <= self.longitude <= 180.0):
+            raise ConfigError(f"frame origin {self.latitude}, {self.longitude}: not a WGS84 place in degrees")
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """Rows are the east, north and up unit vectors in Earth-centred coordinates, shape (3, 3)."""
+        lat, lon = math.radians(self.latitude), math.radians(self.longitude)
+        return np.array(
+            [
+                [-math.sin(lon), math.cos(lon), 0.0],
+                [-math.sin(lat) * math.cos(lon), -math.sin(lat) * math.sin(lon), math.cos(lat)],
+                [math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)],
+            ]
+        )
+
+    @cached_property
+    def origin_ecef_m(self) -> np.ndarray:
+        return ecef_m(self.latitude, self.longitude, self.altitude_m)
+
+    def to_enu_m(
+        self, latitude: np.ndarray | float, longitude: np.ndarray | float, altitude_m: np.ndarray | float
+    ) -> np.ndarray:
+        """East, north, up of WGS84 places: shape (..., 3), metres."""
+        return (ecef_m(latitude, longitude, altitude_m) - self.origin_ecef_m) @ self.axes.T
+
+    def to_wgs84(self, east_north_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude in degrees of plane points, (..., 2) metres, on the lifted ellipsoid."""
+        east_north_m = np.asarray(east_north_m, float)
+        up = surface_up_m(self, east_north_m)
+        xyz = self.origin_ecef_m + np.concatenate([east_north_m, up[..., None]], axis=-1) @ self.axes
+        longitude, latitude, _ = _geodetic_to_ecef().transform(
+            xyz[..., 0], xyz[..., 1], xyz[..., 2], direction="INVERSE"
+        )
+        return np.asarray(latitude), np.asarray(longitude)
+
+    def covariance_at(self, east_north_m: np.ndarray, covariance_m2: np.ndarray) -> np.ndarray:
+        """Turn a covariance of plane coordinates at a point into one of local (east, north) at that place.
+
+        Far from the origin the local north is turned and the plane foreshortened; near it this changes nothing.
+        """
+        east_north_m = np.asarray(east_north_m, float)
+        step_m = 10.0
+        lat, lon = self.to_wgs84(east_north_m)
+        local = LocalFrame(float(lat), float(lon), self.altitude_m)
+        shifted = self.to_wgs84(east_north_m + step_m * np.eye(2))
+        jacobian = local.to_enu_m(*shifted, self.altitude_m)[:, :2].T / step_m
+        return jacobian @ covariance_m2 @ jacobian.T
+
+
+def ellipsoid_quadric(frame: LocalFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Quadric of the frame's lifted ellipsoid in its own coordinates: p'Qp + 2 g'p = 0.
+
+    Returns Q (3, 3) and g (3,), scaled so that g is about (0, 0, 1): a plane point's height is the small root of
+    Q33 u² + 2 (g3 + Q13 e + Q23 n) u + (quadratic in e, n) = 0. The lifted surface is taken as the ellipsoid
+    with both semi-axes longer by the altitude.
+    """
+    a = WGS84_SEMI_MAJOR_M + frame.altitude_m
+    b = WGS84_SEMI_MAJOR_M * (1.0 - WGS84_FLATTENING) + frame.altitude_m
+    shape = np.diag([1.0 / a**2, 1.0 / a**2, 1.0 / b**2])
+    quadric = frame.axes @ shape @ frame.axes.T
+    gradient = frame.axes @ shape @ frame.origin_ecef_m
+    # The gradient is the surface normal; its tangential part is rounding only.
+    return quadric / gradient[2], gradient / gradient[2]
+
+
+def surface_up_m(frame: LocalFrame, east_north_m: np.ndarray) -> np.ndarray:
+    """Height of the lifted ellipsoid above the frame's tangent plane, metres; (..., 2) in, (...) out."""
+    quadric, gradient = ellipsoid_quadric(frame)
+    e, n = east_north_m[..., 0], east_north_m[..., 1]
+    constant = (
+        quadric[0, 0] * e**2 + 2 * quadric[0, 1] * e * n + quadric[1, 1] * n**2 + 2 * (gradient[0] * e + gradient[1] * n)
+    )
+    half_linear = gradient[2] + quadric[0, 2] * e + quadric[1, 2] * n
+    root = np.sqrt(np.maximum(half_linear**2 - quadric[2, 2] * constant, 0.0))
+    return -constant / (half_linear + root)
+
+
+def path_length_m(east_north_up_m: np.ndarray, receiver_enu_m: np.ndarray, *, along_surface: bool) -> np.ndarray:
+    """Path lengths from points (..., 3) to receivers (R, 3): (..., R), metres.
+
+    `along_surface` lengthens the chord to the arc over the mean Earth: the way of ground waves. The error of the mean
+    radius stays below 2 m at 500 km.
+    """
+    chord = np.linalg.norm(east_north_up_m[..., None, :] - receiver_enu_m, axis=-1)
+    if not along_surface:
+        return chord
+    ratio = (chord / (2.0 * MEAN_RADIUS_M)) ** 2
+    return chord * (1.0 + ratio / 6.0 + 3.0 * ratio**2 / 40.0)
+
+
+MEAN_RADIUS_M = 6371008.8

@@ -1,0 +1,243 @@
+"""The station file: receivers, area, features, model and publishing, read from TOML and checked at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from localize_core.errors import ConfigError
+from localize_core.simulation.scene import SceneConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class KiwiWavSource(_Table):
+    """A KiwiSDR IQ recording with GNSS time stamps."""
+
+    kind: Literal["kiwi-wav"]
+    path: Path = Field(description="WAV file, relative to the station file")
+
+
+class SceneSource(_Table):
+    """A simulated receiver; the emitter is described once in the `[scene]` table."""
+
+    kind: Literal["scene"]
+
+
+Source = Annotated[KiwiWavSource | SceneSource, Field(discriminator="kind")]
+
+
+class ReceiverTable(_Table):
+    """One IQ stream at a known place."""
+
+    name: str = Field(min_length=1)
+    latitude: float = Field(ge=-90.0, le=90.0, description="WGS84 degrees")
+    longitude: float = Field(ge=-180.0, le=180.0, description="WGS84 degrees")
+    altitude_m: float = Field(0.0, ge=-500.0, le=50_000.0)
+    source: Source
+    timing_sigma_ns: float | None = Field(
+        None, gt=0.0, description="standard deviation of this receiver's clock against the others; by kind of source"
+    )
+    gain_sigma_db: float = Field(1.0, ge=0.0, description="standard deviation of the receiver's level calibration")
+    noise_dbfs: float | None = Field(
+        None, le=0.0, description="receiver noise in the whole sample rate; estimated from quiet bands when left out"
+    )
+
+
+class StationTable(_Table):
+    name: str = Field(min_length=1)
+    sample_rate_hz: float = Field(gt=0.0)
+    frequency_hz: float = Field(gt=0.0)
+    common_clock: bool | None = Field(
+        None, description="whether arrival times of different receivers compare; by kind of source when left out"
+    )
+
+
+class AreaTable(_Table):
+    """Where an emitter may be: a box in WGS84 degrees."""
+
+    south: float = Field(ge=-90.0, le=90.0)
+    west: float = Field(ge=-180.0, le=180.0)
+    north: float = Field(ge=-90.0, le=90.0)
+    east: float = Field(ge=-180.0, le=360.0, description="above 180 where the box crosses the antimeridian")
+    altitude_m: float = Field(0.0, description="height of emitters above the ellipsoid")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AreaTable:
+        if self.south >= self.north:
+            raise ValueError(f"south={self.south} must be less than north={self.north}")
+        if self.west >= self.east:
+            raise ValueError(f"west={self.west} must be less than east={self.east} (add 360 across the antimeridian)")
+        if self.north - self.south > 60.0 or self.east - self.west > 90.0:
+            raise ValueError("spans more than 60 degrees of latitude or 90 of longitude: beyond a tangent frame")
+        return self
+
+
+FeatureName = Literal["log_mel", "cross_correlation"]
+
+
+class FeaturesTable(_Table):
+    """Which features the model sees. Everything left out is chosen from rate, geometry and sources."""
+
+    channels: list[FeatureName] | None = Field(None, min_length=1)
+    rows: int | None = Field(None, ge=8, le=4096, description="mel bands and lags alike")
+    n_fft: int | None = Field(None, ge=16, le=1 << 20)
+    hop: int | None = Field(None, ge=1, le=1 << 20)
+    lag_step: float | None = Field(None, gt=0.0, le=64.0, description="samples between two lags")
+    signal: Literal["iq", "envelope", "phase"] | None = None
+    weighting: Literal["plain", "phat"] = "plain"
+    window_s: float | None = Field(
+        None, gt=0.0, description="span of one fix; the whole recording for files when left out"
+    )
+    window_hop_s: float | None = Field(None, gt=0.0, description="from one window's start to the next; window_s")
+
+
+class PropagationTable(_Table):
+    """What the path does to time and level, beyond straight-line travel."""
+
+    timing_sigma_ns: float | None = Field(
+        None, ge=0.0, description="standard deviation of a path's excess delay; by frequency and distance when left out"
+    )
+    path_loss_exponent: float = Field(2.7, ge=1.0, le=8.0)
+    path_loss_exponent_sigma: float = Field(0.3, ge=0.0, le=2.0)
+    shadowing_db: float = Field(6.0, ge=0.0, le=30.0)
+    level_dbfs_at_1km: float | None = Field(
+        None, description="received level at 1 km where the emitter's power is known; unknown when left out"
+    )
+    level_sigma_db: float = Field(6.0, gt=0.0, description="standard deviation of level_dbfs_at_1km")
+
+
+class ModelTable(_Table):
+    uri: str = Field("compiled", min_length=1, description="`compiled` or the path of an ONNX file")
+    min_confidence: float = Field(0.5, ge=0.0, le=1.0, description="below it the answer is no_fix")
+    probability: float = Field(0.95, gt=0.0, lt=1.0, description="what the ellipse of a fix holds")
+
+
+class ZmqTable(_Table):
+    endpoint: str = "tcp://127.0.0.1:5555"
+    topic: str = "fix"
+    high_water_mark: int = Field(1000, ge=1)
+    linger_ms: int = Field(500, ge=0)
+
+
+class FileTable(_Table):
+    path: Path
+    max_bytes: int | None = Field(None, ge=1024)
+    max_files: int = Field(5, ge=1)
+
+
+class PublishTable(_Table):
+    """Any number of sinks of each kind: one table, or an array of tables."""
+
+    zmq: list[ZmqTable] = []
+    file: list[FileTable] = []
+
+    @field_validator("zmq", "file", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+
+class Station(_Table):
+    """A whole station file."""
+
+    station: StationTable
+    receiver: list[ReceiverTable] = Field(min_length=1, max_length=16)
+    area: AreaTable
+    features: FeaturesTable = FeaturesTable()
+    propagation: PropagationTable = PropagationTable()
+    model: ModelTable = ModelTable()
+    publish: PublishTable = PublishTable()
+    cache: _Table = Field(_Table(), description="no keys yet")
+    metrics: _Table = Field(_Table(), description="no keys yet")
+    scene: SceneConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Station:
+        names = [receiver.name for receiver in self.receiver]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"receiver names must differ, found more than once: {', '.join(twice)}")
+        kinds = {receiver.source.kind for receiver in self.receiver}
+        if len(kinds) > 1:
+            raise ValueError(f"all receivers of a station need one kind of source, found {sorted(kinds)}")
+        if "scene" in kinds and self.scene is None:
+            raise ValueError("sources of kind 'scene' need a [scene] table")
+        return self
+
+    @property
+    def source_kind(self) -> str:
+        return self.receiver[0].source.kind
+
+    @property
+    def has_common_clock(self) -> bool:
+        """Whether arrival times compare between receivers."""
+        if self.station.common_clock is not None:
+            return self.station.common_clock
+        return True  # both kinds of source carry time: GNSS stamps, or the scene's own clock
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "station file"
+        given = item.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return "; ".join(lines)
+
+
+def parse_station(text: str, *, folder: Path, name: str = "station file") -> Station:
+    """Read a station from TOML text; relative paths start at `folder`.
+
+    Raises ConfigError naming the key, the value and what is allowed.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}") from error
+    try:
+        station = Station.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_describe(error)}") from error
+    return _with_absolute_paths(station, folder)
+
+
+def _with_absolute_paths(station: Station, folder: Path) -> Station:
+    receivers = [
+        receiver.model_copy(update={"source": receiver.source.model_copy(update={"path": folder / receiver.source.path})})
+        if isinstance(receiver.source, KiwiWavSource)
+        else receiver
+        for receiver in station.receiver
+    ]
+    files = [sink.model_copy(update={"path": folder / sink.path}) for sink in station.publish.file]
+    model = station.model
+    if model.uri != "compiled":
+        model = model.model_copy(update={"uri": str(folder / model.uri)})
+    return station.model_copy(
+        update={
+            "receiver": receivers,
+            "model": model,
+            "publish": station.publish.model_copy(update={"file": files}),
+        }
+    )
+
+
+def load_station(path: str | Path) -> Station:
+    """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    return parse_station(text, folder=path.resolve().parent, name=str(path))

@@ -1,0 +1,1 @@
+"""Plain value types that every stage shares. They know nothing of the stages."""

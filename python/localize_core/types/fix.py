@@ -1,0 +1,161 @@
+"""One position estimate, as every later stage sees it: the schema `gr-localize/fix/1`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+from scipy.stats import chi2
+
+from localize_core.errors import ConfigError
+
+FIX_SCHEMA = "gr-localize/fix/1"
+
+Status = Literal["ok", "no_fix"]
+TimeSource = Literal["rx_time", "host", "none"]
+
+REASONS: dict[str, str] = {
+    "no_emitter": "confidence below the threshold: nothing that the model recognises as an emitter was received",
+    "too_few_receivers": "fewer usable receivers than the model needs",
+    "invalid_samples": "NaN or infinite samples in receivers that the model cannot do without",
+    "silence": "every receiver delivers zeros",
+    "model_error": "inference failed or returned values that are not finite",
+    "outside_area": "the estimate lies outside the area that the model was made for",
+}
+"""Why there is no position: the word in a fix's `reason`, and what it means."""
+
+RECEIVER_FLAGS: dict[str, str] = {
+    "invalid": "NaN or infinite samples; the receiver was left out",
+    "silent": "only zeros; the receiver was left out",
+    "saturated": "samples at full scale; levels are lower bounds",
+    "unaligned": "no usable time stamps; correlations with this receiver were left out",
+    "gap": "samples were missing and filled with zeros",
+}
+"""What was wrong with a receiver in this window: words in a receiver's `flags`."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place on the WGS84 ellipsoid, in degrees."""
+
+    latitude: float
+    longitude: float
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """A Gaussian error ellipse in the east-north plane at the position.
+
+    `sigma_x`, `sigma_y`: standard deviations along the ellipse's own axes, metres. `theta`: direction
+    of the x axis, degrees counter-clockwise from east. `probability`: what the semi-axes hold.
+    """
+
+    sigma_x: float
+    sigma_y: float
+    theta: float
+    probability: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.probability < 1.0:
+            raise ConfigError(f"probability={self.probability}: must lie between 0 and 1")
+
+    @property
+    def scale(self) -> float:
+        """Semi-axis of the ellipse that holds `probability`, in standard deviations (chi-square, 2 degrees)."""
+        return math.sqrt(float(chi2.ppf(self.probability, 2)))
+
+    @property
+    def covariance_m2(self) -> np.ndarray:
+        """Covariance of (east, north), square metres, shape (2, 2)."""
+        angle = math.radians(self.theta)
+        axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        return axes @ np.diag([self.sigma_x**2, self.sigma_y**2]) @ axes.T
+
+    @property
+    def semi_major_m(self) -> float:
+        return self.scale * max(self.sigma_x, self.sigma_y)
+
+    @property
+    def semi_minor_m(self) -> float:
+        return self.scale * min(self.sigma_x, self.sigma_y)
+
+    @property
+    def azimuth_deg(self) -> float:
+        """Direction of the major axis, clockwise from true north, in [0, 180)."""
+        major = self.theta if self.sigma_x >= self.sigma_y else self.theta + 90.0
+        return (90.0 - major) % 180.0
+
+
+@dataclass(frozen=True)
+class ReceiverReport:
+    """What one receiver contributed: level in dB relative to full scale, and the words of RECEIVER_FLAGS."""
+
+    name: str
+    level_db: float | None
+    used: bool
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model answered. `sha256` is the digest of the ONNX file."""
+
+    name: str
+    version: str
+    sha256: str
+    arm: str = "champion"
+    backend: str = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Quality of the common time grid during the window.
+
+    `residual_ns`: largest standard error of a receiver's time line; None when streams carried no time.
+    """
+
+    residual_ns: float | None
+    gaps_filled: int = 0
+    gaps_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One position estimate, or the reason why there is none. Immutable; all encoders start from it.
+
+    `timestamp` is the UTC time of the window's centre. `dropped_windows` counts windows of this stream that
+    were lost since its previous fix.
+    """
+
+    station: str
+    stream: str
+    sequence: int
+    timestamp: datetime
+    time_source: TimeSource
+    status: Status
+    reason: str | None
+    position: Position | None
+    uncertainty: Uncertainty | None
+    confidence: float
+    frequency_hz: float | None
+    receivers: tuple[ReceiverReport, ...]
+    model: ModelIdentity
+    window_samples: int
+    window_duration_s: float
+    alignment: Alignment | None = None
+    cache_hit: bool = False
+    inference_time_ms: float = 0.0
+    latency_ms: float = 0.0
+    dropped_windows: int = 0
+    schema: str = field(default=FIX_SCHEMA, init=False)
+
+    def __post_init__(self) -> None:
+        if self.status == "ok" and (self.position is None or self.uncertainty is None or self.reason is not None):
+            raise ConfigError("a fix with status 'ok' has a position, an uncertainty and no reason")
+        if self.status == "no_fix" and (self.position is not None or self.reason not in REASONS):
+            raise ConfigError(f"a fix with status 'no_fix' has no position and a reason out of {sorted(REASONS)}")
+        if self.timestamp.tzinfo is None:
+            raise ConfigError("timestamp carries no time zone; fixes are in UTC")
