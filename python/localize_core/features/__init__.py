@@ -1,0 +1,1 @@
+"""Feature frames out of complex samples: log-mel spectrogram, cross-correlation, sample quality."""
