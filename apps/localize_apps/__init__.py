@@ -1,0 +1,1 @@
+"""The gr-localize command: one module per subcommand, each with a click command named `command`."""

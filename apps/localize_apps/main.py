@@ -1,0 +1,68 @@
+"""The `gr-localize` command: finds the subcommand, sets up logging, turns errors into exit codes.
+
+0 done, 1 failed while running, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+from localize_core import __version__
+from localize_core.errors import ConfigError, LocalizeError
+
+# name: (module, one line for --help). The module is imported only when it is called; its click command is named
+# `command` and returns None or an exit code.
+COMMANDS = {
+    "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),
+}
+
+LOG_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands stand in COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gr-localize")
+@click.option("-v", "--verbose", count=True, help="More log lines on standard error; twice for all.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors on standard error.")
+def cli(verbose: int, quiet: bool) -> None:
+    """SDR streams in, transmitter position with an honest uncertainty out."""
+    level = LOG_LEVELS[-1 if quiet else min(verbose, 2)]
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line `args` (default: the process's own). Returns the exit code."""
+    try:
+        result = cli.main(args, prog_name="gr-localize", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:  # what click makes of Ctrl-C
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except LocalizeError as error:
+        click.echo(f"gr-localize: {error}", err=True)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
