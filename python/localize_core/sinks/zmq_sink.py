@@ -1,0 +1,118 @@
+"""Fixes over ZeroMQ, for any client in any language: a PUB socket, a topic frame and a JSON frame per fix."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import zmq
+
+from localize_core.errors import ConfigError, PublishError
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_json
+
+log = logging.getLogger(__name__)
+
+STALLED_MS = 10_000
+"""A subscriber that takes nothing for so long while data waits for it is cut off, so that the others go on."""
+
+_TCP = re.compile(r"tcp://[^\s/]+:(?P<port>\d+|\*)")
+_IPC = re.compile(r"ipc://.+")
+
+
+def check_endpoint(endpoint: str, *, bind: bool) -> None:
+    """Raises ConfigError unless `endpoint` is `tcp://HOST:PORT` or `ipc://PATH`; only who binds may leave PORT open."""
+    tcp = _TCP.fullmatch(endpoint)
+    if tcp is None and _IPC.fullmatch(endpoint) is None:
+        raise ConfigError(f"endpoint={endpoint!r}: wanted tcp://HOST:PORT or ipc://PATH")
+    port = tcp["port"] if tcp else None
+    if port in ("*", "0") and not bind:
+        raise ConfigError(f"endpoint={endpoint!r}: connecting needs a port number")
+    if port not in ("*", None) and int(port) > 65535:
+        raise ConfigError(f"endpoint={endpoint!r}: a port is at most 65535")
+
+
+class ZmqFixSink:
+    """Publishes fixes to every subscriber of `topic`.
+
+    A subscriber's queue holds `high_water_mark` fixes. While one is full, fixes are dropped for all and counted:
+    ZMQ_XPUB_NODROP turns the silent drop of a PUB socket into EAGAIN, before any subscriber was given the fix. So
+    that one stopped subscriber cannot silence the others, its connection ends after STALLED_MS without progress.
+    A fix that nobody has subscribed to counts as sent.
+
+    `bind` False connects to a forwarder instead. `close()` waits at most `linger_ms` for queued fixes to leave.
+    Not thread-safe. Raises ConfigError for an endpoint, topic or number that cannot work.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        topic: str = "fix",
+        high_water_mark: int = 1000,
+        linger_ms: int = 500,
+        bind: bool = True,
+    ) -> None:
+        check_endpoint(endpoint, bind=bind)
+        if not topic:
+            raise ConfigError("topic is empty; subscribers need a name to ask for")
+        if high_water_mark < 1:
+            raise ConfigError(f"high_water_mark={high_water_mark}: wanted at least 1 fix")
+        if linger_ms < 0:
+            raise ConfigError(f"linger_ms={linger_ms}: wanted 0 or more")
+        self.endpoint = endpoint
+        self.topic = topic
+        self.high_water_mark = high_water_mark
+        self.linger_ms = linger_ms
+        self.bind = bind
+        self.bound_endpoint: str | None = None
+        self.sent = 0
+        self.dropped = 0
+        self._dropping = False
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def open(self) -> None:
+        """Bind or connect; `bound_endpoint` then holds the port that was chosen.
+
+        Raises PublishError naming the endpoint if that is impossible, such as an address in use.
+        """
+        context = zmq.Context()
+        socket = context.socket(zmq.PUB)
+        socket.setsockopt(zmq.SNDHWM, self.high_water_mark)
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
+        socket.setsockopt(zmq.TCP_MAXRT, STALLED_MS)
+        try:
+            (socket.bind if self.bind else socket.connect)(self.endpoint)
+        except zmq.ZMQError as error:
+            context.destroy(linger=0)
+            action = "bind" if self.bind else "connect"
+            raise PublishError(f"cannot {action} {self.endpoint}: {error.strerror}") from error
+        self.bound_endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self._context, self._socket = context, socket
+
+    def publish(self, fix: Fix) -> bool:
+        """Queue the fix for every subscriber; False means that it was dropped. Never blocks."""
+        frames = [self.topic.encode(), fix_to_json(fix).encode()]
+        try:
+            if self._socket is None:
+                raise zmq.ZMQError(zmq.ENOTSOCK)
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            self.dropped += 1
+            if not self._dropping:
+                log.warning("dropping fixes for %s: %s", self.endpoint, _reason(error))
+            self._dropping = True
+            return False
+        self.sent += 1
+        self._dropping = False
+        return True
+
+    def close(self) -> None:
+        """Send what is queued, for at most `linger_ms`, and release the endpoint."""
+        if self._context is not None:
+            self._context.destroy(linger=self.linger_ms)
+        self._context = self._socket = self.bound_endpoint = None
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    return "a subscriber's queue is full" if error.errno == zmq.EAGAIN else error.strerror or str(error)
