@@ -10,7 +10,8 @@ searched = [Path(entry) for entry in sys.path if entry]
 below_prefix = [
     entry
     for entry in searched
-    if entry.name in ("site-packages", "dist-packages") and prefix in entry.parents
+    if entry.name in ("site-packages", "dist-packages")
+    and prefix in entry.parents
     and entry.relative_to(prefix).parts[0].startswith("lib")
 ]
 usual = Path(sysconfig.get_path("purelib", "posix_prefix", {"base": str(prefix)}))

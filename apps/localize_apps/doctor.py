@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -75,7 +76,8 @@ class Facts:
     gnuradio_error: str | None
     blocks: tuple[str, ...]  # classes in gnuradio.localize
     blocks_error: str | None
-    blocks_places: tuple[str, ...]  # every gnuradio/localize that Python could take
+    blocks_places: tuple[str, ...]  # every gnuradio/localize that Python could take, the one it takes first
+    own_blocks: str  # the one that belongs to this command
     definitions: Mapping[str, tuple[str, ...]]  # block of ours: every file that defines it for GRC
     own_definitions: str | None  # folder with the definitions that belong to this installation
     user_folder: str | None  # where GNU Radio keeps its preferences
@@ -137,7 +139,7 @@ def _outdated(facts: Facts, wanted: Mapping[str, str]) -> list[str]:
 def _pip_install(facts: Facts, requirements: list[str]) -> str:
     # as in constraints.txt: older Pythons come with a GNU Radio that was built for numpy 1
     hold_numpy = ["numpy<2"] if facts.python < (3, 13) else []
-    return f"{facts.executable} -m pip install {' '.join(map(repr, [*requirements, *hold_numpy]))}"
+    return shlex.join([facts.executable, "-m", "pip", "install", *requirements, *hold_numpy])
 
 
 def _installed(facts: Facts, names: Iterable[str]) -> str:
@@ -172,13 +174,13 @@ def check_blocks(facts: Facts) -> Iterator[Finding]:
             "./gr-localize setup, or export PYTHONPATH=PREFIX/lib/python3.X/site-packages of your installation",
         )
         return
-    if len(facts.blocks_places) > 1:
-        yield Finding(
-            "blocks",
-            "warning",
-            f"installed more than once, the first is used: {', '.join(facts.blocks_places)}",
-            f"rm -r {' '.join(facts.blocks_places[1:])}",
-        )
+    others = [place for place in facts.blocks_places if place != facts.own_blocks]
+    if others and facts.blocks_places[0] in others:
+        message = f"Python takes {others[0]} instead of this installation's {facts.own_blocks}"
+        yield Finding("blocks", "error", message, f"rm -r {shlex.join(others)}")
+        return
+    if others:
+        yield Finding("blocks", "warning", f"installed again in {', '.join(others)}", f"rm -r {shlex.join(others)}")
     yield Finding("blocks", "ok", f"gnuradio.localize with {', '.join(facts.blocks)}")
 
 
@@ -193,7 +195,7 @@ def check_companion(facts: Facts) -> Iterator[Finding]:
             "companion",
             "error",
             f"GNU Radio Companion does not find the definition of {', '.join(missing)}",
-            f"export GRC_BLOCKS_PATH={facts.own_definitions or 'PREFIX/share/gnuradio/grc/blocks'}",
+            f"export GRC_BLOCKS_PATH={shlex.quote(facts.own_definitions or 'PREFIX/share/gnuradio/grc/blocks')}",
         )
     if stale := sorted(set(facts.definitions) - set(facts.blocks)):
         fine = False
@@ -209,12 +211,13 @@ def check_companion(facts: Facts) -> Iterator[Finding]:
 
 
 def _rm(files: list[str]) -> str:
-    return f"rm {' '.join(files)}"
+    return f"rm {shlex.join(files)}"
 
 
 def check_user_folder(facts: Facts) -> Iterator[Finding]:
     if facts.user_folder is None:
         return
+    folder = shlex.quote(facts.user_folder)
     if facts.user_folder_writable:
         yield Finding("user folder", "ok", facts.user_folder)
     else:
@@ -222,7 +225,7 @@ def check_user_folder(facts: Facts) -> Iterator[Finding]:
             "user folder",
             "warning",
             f"GNU Radio cannot write its preferences to {facts.user_folder}",
-            f"mkdir -p {facts.user_folder} && chmod u+w {facts.user_folder}, or export HOME=A_WRITABLE_FOLDER",
+            f"mkdir -p {folder} && chmod u+w {folder}, or export HOME=A_WRITABLE_FOLDER",
         )
 
 
@@ -285,6 +288,13 @@ def _definitions(folders: list[str]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(map(str, files)) for name, files in found.items()}
 
 
+def _own_blocks() -> str:
+    """Beside this package where it is installed, in python/ in a clone."""
+    here = Path(__file__).resolve().parent
+    in_clone = here.parent.parent / "python" / "localize"
+    return str(in_clone if in_clone.is_dir() else here.parent / "gnuradio" / "localize")
+
+
 def _own_definitions() -> str | None:
     """The clone's folder, or the one below the prefix this package was installed to."""
     for parent in Path(__file__).resolve().parents:
@@ -313,6 +323,7 @@ def gather_facts() -> Facts:
         blocks=tuple(probed.get("blocks", ())),
         blocks_error=probed.get("blocks_error"),
         blocks_places=tuple(dict.fromkeys(os.path.realpath(place) for place in probed.get("blocks_places", ()))),
+        own_blocks=_own_blocks(),
         definitions=_definitions(probed.get("block_paths", [])),
         own_definitions=_own_definitions(),
         user_folder=user_folder,
