@@ -1,4 +1,4 @@
-"""What all sink blocks share: a message input `fix`, and a sink of localize_core that is open from start() to stop()."""
+"""What all sink blocks share: a message input `fix`, and a sink of localize_core, open from start() to stop()."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pmt
 from gnuradio import gr
-
 from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.base import FixSink
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pmt
-
 from localize_core.errors import ConfigError
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_from_dict, fix_to_dict

@@ -160,7 +160,7 @@ def _uncertainty(uncertainty: Uncertainty) -> dict[str, Any]:
         "probability": float(uncertainty.probability),
         "semi_major_m": float(uncertainty.semi_major_m),
         "semi_minor_m": float(uncertainty.semi_minor_m),
-        "azimuth_deg": float(uncertainty.azimuth_deg),
+        "azimuth_deg": float(uncertainty.azimuth_deg) % 180.0,  # an angle just below 0 rounds to 180
     }
 
 

@@ -1,0 +1,164 @@
+"""How far fixes are from the truth, and whether their ellipses keep what they promise."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import chi2
+
+from localize_core.errors import ConfigError, SourceError
+from localize_core.geodesy import GEOD
+from localize_core.types.fix import Fix, Position
+from localize_core.wire.fix_json import fix_from_json
+
+PROBABILITIES = {"39.35": -math.expm1(-0.5), "50": 0.5, "68": 0.68, "90": 0.9, "95": 0.95}
+"""Percent and probability of the ellipses that containment is counted for. 39.35 % is 1σ in the plane."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """A moving truth. Each array has shape (n,), n >= 2: Unix times in seconds, increasing; WGS84 degrees."""
+
+    times_s: np.ndarray
+    latitude: np.ndarray
+    longitude: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not len(self.times_s) == len(self.latitude) == len(self.longitude) >= 2:
+            raise ConfigError("a track needs at least 2 points, each with time, latitude and longitude")
+        if not np.all(np.diff(self.times_s) > 0):
+            raise ConfigError("the times of a track must increase")
+        if not (np.all(np.abs(self.latitude) <= 90.0) and np.all(np.abs(self.longitude) <= 180.0)):
+            raise ConfigError("a track's latitude lies in [-90, 90] and its longitude in [-180, 180]")
+
+    def at(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude at `times_s`, linear in time. NaN more than one step before or after the track."""
+        step = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(self.times_s) - 2)
+        duration_s = self.times_s[step + 1] - self.times_s[step]
+        fraction = (times_s - self.times_s[step]) / duration_s
+        fraction = np.where((fraction < -1.0) | (fraction > 2.0), np.nan, fraction)
+        unwrapped = np.unwrap(self.longitude, period=360.0)
+        latitude = self.latitude[step] + fraction * (self.latitude[step + 1] - self.latitude[step])
+        longitude = unwrapped[step] + fraction * (unwrapped[step + 1] - unwrapped[step])
+        return latitude, (longitude + 180.0) % 360.0 - 180.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy in metres and honesty of the ellipses, over the fixes that have a position and a truth.
+
+    `fixes` counts all, `no_fix` those without a position, `unmatched` those outside the track's time. `containment`
+    maps the keys of PROBABILITIES to the share of truths inside the ellipse of that probability. An honest
+    covariance gives a `mean_nees` (normalised estimation error squared, Bar-Shalom 2001, 5.4.2) of 2, and of
+    `nees_interval` in 95 % of runs with so many independent fixes. Without a scored fix, figures are None.
+    """
+
+    fixes: int
+    no_fix: int
+    unmatched: int
+    median_m: float | None = None
+    p90_m: float | None = None
+    rmse_m: float | None = None
+    containment: dict[str, float] | None = None
+    mean_nees: float | None = None
+    nees_interval: tuple[float, float] | None = None
+
+    @property
+    def scored(self) -> int:
+        return self.fixes - self.no_fix - self.unmatched
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "fixes": self.fixes,
+            "no_fix": self.no_fix,
+            "unmatched": self.unmatched,
+            "scored": self.scored,
+            "error_m": {"median": self.median_m, "p90": self.p90_m, "rmse": self.rmse_m},
+            "containment": self.containment,
+            "nees": {"mean": self.mean_nees, "interval": self.nees_interval and list(self.nees_interval)},
+        }
+
+
+def score(fixes: Iterable[Fix], truth: Position | Track) -> Score:
+    """Hold `fixes` against where the emitter was: a fixed place, or a track that is read at each fix's time."""
+    total = 0
+    rows = []
+    for fix in fixes:
+        total += 1
+        if fix.position is not None and fix.uncertainty is not None:
+            sigmas = (fix.uncertainty.sigma_x, fix.uncertainty.sigma_y, fix.uncertainty.theta)
+            rows.append((fix.timestamp.timestamp(), fix.position.latitude, fix.position.longitude, *sigmas))
+    times_s, latitude, longitude, sigma_x, sigma_y, theta = np.array(rows, float).reshape(-1, 6).T
+    if isinstance(truth, Track):
+        true_latitude, true_longitude = truth.at(times_s)
+    else:
+        true_latitude, true_longitude = np.full_like(times_s, truth.latitude), np.full_like(times_s, truth.longitude)
+    matched = np.isfinite(true_latitude)
+    azimuth_deg, _, distance_m = GEOD.inv(
+        longitude[matched], latitude[matched], true_longitude[matched], true_latitude[matched]
+    )
+    # Direction of the truth, counter-clockwise from the ellipse's x axis.
+    angle = np.radians(90.0 - azimuth_deg - theta[matched])
+    nees = (distance_m * np.cos(angle) / sigma_x[matched]) ** 2 + (distance_m * np.sin(angle) / sigma_y[matched]) ** 2
+    count = len(nees)
+    if count == 0:
+        return Score(fixes=total, no_fix=total - len(rows), unmatched=len(rows))
+    low, high = chi2.ppf([0.025, 0.975], 2 * count) / count
+    return Score(
+        fixes=total,
+        no_fix=total - len(rows),
+        unmatched=len(rows) - count,
+        median_m=float(np.median(distance_m)),
+        p90_m=float(np.percentile(distance_m, 90)),
+        rmse_m=float(np.sqrt(np.mean(distance_m**2))),
+        containment={key: float(np.mean(nees <= chi2.ppf(p, 2))) for key, p in PROBABILITIES.items()},
+        mean_nees=float(np.mean(nees)),
+        nees_interval=(float(low), float(high)),
+    )
+
+
+def read_fixes(path: Path) -> Iterator[Fix]:
+    """The fixes of a file with one line of JSON each. Raises SourceError naming file and line for any other line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield fix_from_json(line)
+            except ConfigError as error:
+                raise SourceError(f"{path}, line {number}: {error}") from error
+
+
+def read_track(path: Path) -> Track:
+    """A track from CSV with columns `timestamp` (ISO 8601, UTC unless it says otherwise, or Unix seconds),
+    `latitude` and `longitude`; others are ignored. Raises SourceError naming file and line.
+    """
+    points = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        missing = {"timestamp", "latitude", "longitude"} - set(rows.fieldnames or ())
+        if missing:
+            raise SourceError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
+        for row in rows:
+            try:
+                points.append((_seconds(row["timestamp"]), float(row["latitude"]), float(row["longitude"])))
+            except (TypeError, ValueError) as error:
+                raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
+    try:
+        return Track(*np.array(points, float).reshape(-1, 3).T)
+    except ConfigError as error:
+        raise SourceError(f"{path}: {error}") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+    return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
