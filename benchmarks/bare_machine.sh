@@ -21,6 +21,7 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
+# shellcheck disable=SC2016
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -m 1 -E '/debian/?$' || true)
 echo "making a bare Debian 12 …" >&2
 debootstrap --variant=minbase --include=git bookworm "$bare" "${mirror:-http://deb.debian.org/debian}" \
@@ -47,7 +48,7 @@ start() { # WHAT COMMAND…: run in the bare machine, say how long it took
   return "$status"
 }
 
-before=$(du -sm "$bare" | cut -f 1)
+before=$(du -smx "$bare" | cut -f 1)
 start "first start of ./gr-localize $*" "$@"
 start "second start of ./gr-localize $*" "$@"
-echo "disk: $(($(du -sm --exclude=proc "$bare" | cut -f 1) - before)) MB more than the bare machine's $before MB"
+echo "disk: $(($(du -smx "$bare" | cut -f 1) - before)) MB more than the bare machine's $before MB"
