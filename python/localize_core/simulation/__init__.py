@@ -1,0 +1,1 @@
+"""Emitters, propagation and receivers on paper: IQ whose truth is known."""

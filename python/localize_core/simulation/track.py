@@ -1,0 +1,62 @@
+"""Where the emitter is at a given time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from localize_core.geodesy import GEOD, MEAN_RADIUS_M
+
+
+class Track:
+    """A way along points at constant speed: straight in latitude and longitude between points.
+
+    `points`: (latitude, longitude) in degrees. With `loop` the way leads from the last point back to the first,
+    again and again; without it the emitter stops at the last point.
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]], *, speed_mps: float, loop: bool) -> None:
+        corners = np.asarray([*points, points[0]] if loop else points, np.float64)
+        self._latitude = corners[:, 0]
+        self._longitude = np.unwrap(corners[:, 1], period=360.0)
+        legs_m = [
+            GEOD.inv(lon, lat, next_lon, next_lat)[2] for (lat, lon), (next_lat, next_lon) in pairwise(corners.tolist())
+        ]
+        self._mileage_m = np.concatenate([[0.0], np.cumsum(legs_m)])
+        self._speed_mps = speed_mps
+        self._loop = loop
+
+    @property
+    def length_m(self) -> float:
+        return float(self._mileage_m[-1])
+
+    @property
+    def moving(self) -> bool:
+        return self._speed_mps > 0.0 and self.length_m > 0.0
+
+    def position(self, elapsed_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latitude and longitude in degrees, `elapsed_s` seconds after the start; before it with a loop's past."""
+        travelled_m = self._speed_mps * np.asarray(elapsed_s, np.float64)
+        if self._loop and self.length_m > 0.0:
+            travelled_m = travelled_m % self.length_m
+        latitude = np.interp(travelled_m, self._mileage_m, self._latitude)
+        longitude = np.interp(travelled_m, self._mileage_m, self._longitude)
+        return latitude, (longitude + 180.0) % 360.0 - 180.0
+
+
+def distance_m(
+    latitude: np.ndarray, longitude: np.ndarray, altitude_m: np.ndarray, other: tuple[float, float, float]
+) -> np.ndarray:
+    """Length of the path from arrays of places to `other` = (latitude, longitude, altitude_m), metres.
+
+    The geodesic at the mean of both heights and the height difference at right angles: within centimetres of the
+    straight line up to 30 km, and along the ground beyond the horizon.
+    """
+    shape = np.shape(latitude)
+    ends = (longitude, latitude, np.full(shape, other[1]), np.full(shape, other[0]))
+    surface = np.array(GEOD.inv(*(np.asarray(end).tolist() for end in ends))[2])  # arrays of one would become numbers
+    mean_height_m = (altitude_m + other[2]) / 2.0
+    result: np.ndarray = np.hypot(surface * (1.0 + mean_height_m / MEAN_RADIUS_M), altitude_m - other[2])
+    return result
