@@ -18,6 +18,7 @@ from localize_core.errors import ConfigError
 
 WGS84_SEMI_MAJOR_M = 6378137.0
 WGS84_FLATTENING = 1.0 / 298.257223563
+MEAN_RADIUS_M = 6371008.8
 SPEED_OF_LIGHT_MPS = 299792458.0
 GEOD = Geod(ellps="WGS84")
 
@@ -93,6 +94,11 @@ class LocalFrame:
         return jacobian @ covariance_m2 @ jacobian.T
 
 
+def semi_axes_m(altitude_m: float) -> tuple[float, float]:
+    """Equatorial and polar semi-axis of the WGS84 ellipsoid lifted by an altitude, metres."""
+    return WGS84_SEMI_MAJOR_M + altitude_m, WGS84_SEMI_MAJOR_M * (1.0 - WGS84_FLATTENING) + altitude_m
+
+
 def ellipsoid_quadric(frame: LocalFrame) -> tuple[np.ndarray, np.ndarray]:
     """Quadric of the frame's lifted ellipsoid in its own coordinates: p'Qp + 2 g'p = 0.
 
@@ -100,8 +106,7 @@ def ellipsoid_quadric(frame: LocalFrame) -> tuple[np.ndarray, np.ndarray]:
     Q33 u² + 2 (g3 + Q13 e + Q23 n) u + (quadratic in e, n) = 0. The lifted surface is taken as the ellipsoid
     with both semi-axes longer by the altitude.
     """
-    a = WGS84_SEMI_MAJOR_M + frame.altitude_m
-    b = WGS84_SEMI_MAJOR_M * (1.0 - WGS84_FLATTENING) + frame.altitude_m
+    a, b = semi_axes_m(frame.altitude_m)
     shape = np.diag([1.0 / a**2, 1.0 / a**2, 1.0 / b**2])
     quadric = frame.axes @ shape @ frame.axes.T
     gradient = frame.axes @ shape @ frame.origin_ecef_m
@@ -114,7 +119,10 @@ def surface_up_m(frame: LocalFrame, east_north_m: np.ndarray) -> np.ndarray:
     quadric, gradient = ellipsoid_quadric(frame)
     e, n = east_north_m[..., 0], east_north_m[..., 1]
     constant = (
-        quadric[0, 0] * e**2 + 2 * quadric[0, 1] * e * n + quadric[1, 1] * n**2 + 2 * (gradient[0] * e + gradient[1] * n)
+        quadric[0, 0] * e**2
+        + 2 * quadric[0, 1] * e * n
+        + quadric[1, 1] * n**2
+        + 2 * (gradient[0] * e + gradient[1] * n)
     )
     half_linear = gradient[2] + quadric[0, 2] * e + quadric[1, 2] * n
     root = np.sqrt(np.maximum(half_linear**2 - quadric[2, 2] * constant, 0.0))
@@ -132,6 +140,3 @@ def path_length_m(east_north_up_m: np.ndarray, receiver_enu_m: np.ndarray, *, al
         return chord
     ratio = (chord / (2.0 * MEAN_RADIUS_M)) ** 2
     return chord * (1.0 + ratio / 6.0 + 3.0 * ratio**2 / 40.0)
-
-
-MEAN_RADIUS_M = 6371008.8

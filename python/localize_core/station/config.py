@@ -215,7 +215,9 @@ def parse_station(text: str, *, folder: Path, name: str = "station file") -> Sta
 
 def _with_absolute_paths(station: Station, folder: Path) -> Station:
     receivers = [
-        receiver.model_copy(update={"source": receiver.source.model_copy(update={"path": folder / receiver.source.path})})
+        receiver.model_copy(
+            update={"source": receiver.source.model_copy(update={"path": folder / receiver.source.path})}
+        )
         if isinstance(receiver.source, KiwiWavSource)
         else receiver
         for receiver in station.receiver

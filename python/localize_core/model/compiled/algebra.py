@@ -1,0 +1,103 @@
+"""Small pieces of array algebra for ONNX graphs, each one line of mathematics that the operator set lacks.
+
+Graph variables are written like arrays: arithmetic works on them inside `expressions()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import spox.opset.ai.onnx.v17 as op
+from spox import Var
+from spox._future import operator_overloading
+
+
+def expressions() -> Any:
+    """Context in which `+ - * /` on graph variables build nodes, with Python numbers taken as constants."""
+    return operator_overloading(op, constant_promotion=True)
+
+
+def const(value: Any, dtype: Any = np.float32) -> Var:
+    return op.const(np.asarray(value, dtype=dtype))
+
+
+def total(x: Var, axis: int, *, keep: bool = False) -> Var:
+    return op.reduce_sum(x, op.const(np.array([axis], np.int64)), keepdims=keep)
+
+
+def mean(x: Var, axis: int, *, keep: bool = False) -> Var:
+    return op.reduce_mean(x, axes=[axis], keepdims=keep)
+
+
+def highest(x: Var, axis: int, *, keep: bool = False) -> Var:
+    return op.reduce_max(x, axes=[axis], keepdims=keep)
+
+
+def expand_dims(x: Var, *axes: int) -> Var:
+    return op.unsqueeze(x, op.const(np.array(axes, np.int64)))
+
+
+def at(x: Var, axis: int, index: int) -> Var:
+    """One index of an axis; the axis goes."""
+    return op.gather(x, op.const(np.array(index, np.int64)), axis=axis)
+
+
+def between(x: Var, axis: int, start: int, stop: int) -> Var:
+    """A constant range of an axis."""
+    bounds = [op.const(np.array([value], np.int64)) for value in (start, stop, axis)]
+    return op.slice(x, bounds[0], bounds[1], bounds[2])
+
+
+def double(x: Var) -> Var:
+    return op.cast(x, to=np.float64)
+
+
+def single(x: Var) -> Var:
+    return op.cast(x, to=np.float32)
+
+
+def clip(x: Var, low: float, high: float, dtype: Any = np.float32) -> Var:
+    return op.clip(x, const(low, dtype), const(high, dtype))
+
+
+def transpose_last(x: Var) -> Var:
+    """Swap the last two of three axes."""
+    return op.transpose(x, perm=[0, 2, 1])
+
+
+def diagonal(x: Var, size: int, dtype: Any = np.float64) -> Var:
+    """(batch, size) to diagonal matrices (batch, size, size)."""
+    return expand_dims(x, 2) * const(np.eye(size)[None], dtype)
+
+
+def spd_inverse(matrix: Var, size: int) -> Var:
+    """Inverse of symmetric positive definite matrices (batch, size, size), float64, by the sweep operator.
+
+    Source: Goodnight 1979, "A tutorial on the SWEEP operator". The operator set has no inverse of its own.
+    """
+    for pivot in range(size):
+        unit = np.eye(size)[None, :, pivot : pivot + 1]
+        column = op.matmul(matrix, const(unit, np.float64))
+        reduced = column - const(unit, np.float64)
+        matrix = (
+            matrix
+            - op.matmul(reduced, transpose_last(reduced)) / between(column, 1, pivot, pivot + 1)
+            - const(2.0 * unit * unit.transpose(0, 2, 1), np.float64)
+        )
+    return op.neg(matrix)
+
+
+def interpolation_matrix(half_width: int) -> np.ndarray:
+    """Coefficients of the polynomial through 2·half_width+1 unit-spaced samples: (order, samples)."""
+    offsets = np.arange(-half_width, half_width + 1)
+    return np.linalg.inv(np.vander(offsets, increasing=True).astype(float))
+
+
+def polynomial(coefficients: Sequence[Var], x: Var) -> Var:
+    """Value at x of Σ coefficients[k]·x^k, by Horner's rule."""
+    value = coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value

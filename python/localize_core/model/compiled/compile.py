@@ -1,0 +1,116 @@
+"""Write the compiled model: a likelihood over the area as an ONNX graph, with its contract and golden vector."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import spox
+import spox.opset.ai.onnx.v17 as op
+from spox import Tensor, argument
+
+import localize_core
+from localize_core.model.compiled.algebra import between, expressions
+from localize_core.model.compiled.level import levels
+from localize_core.model.compiled.posterior import Posterior, area_points, confidence, ellipse
+from localize_core.model.compiled.spec import LikelihoodSpec
+from localize_core.model.compiled.timing import arrival_times
+from localize_core.model.contract import INPUT_NAME, METADATA_KEY, Channel, Contract, Frame, Golden
+from localize_core.model.golden import golden_features
+from localize_core.model.onnx_model import OnnxModel
+
+GOLDEN_SEED = 20260101
+GOLDEN_STEPS = 32
+MIN_TIME_STEPS = 8
+"""Frames below which their scatter says too little about the noise."""
+
+
+def contract_of(spec: LikelihoodSpec) -> Contract:
+    """The contract of a station's compiled model, still without its golden vector."""
+    names = [receiver.name for receiver in spec.receivers]
+    channels: list[Channel] = []
+    if spec.level is not None:
+        parameters = spec.level.config.as_dict()
+        channels += [Channel(feature="log_mel", receivers=(name,), parameters=parameters) for name in names]
+    if spec.timing is not None:
+        parameters = spec.timing.config.as_dict()
+        channels += [
+            Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=parameters)
+            for i, j in spec.timing.config.pairs
+        ]
+    frame = spec.area.frame
+    return Contract(
+        name=f"compiled-{spec.name}",
+        sample_rate_hz=spec.sample_rate_hz,
+        frequency_hz=spec.frequency_hz,
+        rows=spec.rows,
+        time_steps=spec.time_steps,
+        channels=tuple(channels),
+        receivers=spec.receivers,
+        min_receivers=min(len(spec.receivers), 3),
+        frame=Frame(kind="enu_m", latitude=frame.latitude, longitude=frame.longitude, altitude_m=frame.altitude_m),
+        provenance={
+            "kind": "compiled",
+            "by": f"gr-localize {localize_core.__version__}",
+            "probability": spec.probability,
+        },
+    )
+
+
+def build_graph(spec: LikelihoodSpec, contract: Contract) -> onnx.ModelProto:
+    """The likelihood as an ONNX graph, without metadata."""
+    receivers = len(spec.receivers)
+    steps = contract.time_steps if contract.time_steps is not None else "time_steps"
+    features = argument(Tensor(np.float32, ("batch", len(contract.channels), contract.rows, steps)))
+    with expressions():
+        found = arrivals = None
+        if spec.level is not None:
+            found = levels(between(features, 1, 0, receivers), spec)
+        if spec.timing is not None:
+            first = receivers if spec.level is not None else 0
+            _, area_length_m = area_points(spec)
+            arrivals = arrival_times(between(features, 1, first, len(contract.channels)), spec, area_length_m)
+        posterior = Posterior(spec, arrivals, found)
+        centre, covariance, misfit = posterior.solve()
+        outputs = {
+            "position": centre,
+            "uncertainty": ellipse(covariance),
+            "confidence": confidence(misfit, arrivals, found, spec),
+        }
+    return spox.build({INPUT_NAME: features}, {name: op.identity(var) for name, var in outputs.items()})
+
+
+def compile_model(spec: LikelihoodSpec, path: str | Path) -> Contract:
+    """Write a station's compiled model to `path` and return its contract.
+
+    Raises ConfigError for a station that cannot be compiled, ModelError when the result does not run.
+    """
+    contract = contract_of(spec)
+    contract.check()
+    graph = build_graph(spec, contract)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft.onnx"
+        _save(graph, contract, draft)
+        steps = contract.time_steps or GOLDEN_STEPS
+        answer = OnnxModel(draft).run(golden_features(contract, seed=GOLDEN_SEED, time_steps=steps))
+    golden = Golden(
+        seed=GOLDEN_SEED,
+        time_steps=steps,
+        position=tuple(answer.position[0].tolist()),
+        uncertainty=tuple(answer.uncertainty[0].tolist()),
+        confidence=float(answer.confidence[0, 0]),
+    )
+    contract = contract.model_copy(update={"golden": golden})
+    _save(graph, contract, Path(path))
+    return contract
+
+
+def _save(graph: onnx.ModelProto, contract: Contract, path: Path) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    onnx.helper.set_model_props(model, {METADATA_KEY: contract.model_dump_json()})
+    model.producer_name = "gr-localize"
+    model.producer_version = localize_core.__version__
+    onnx.save(model, str(path))

@@ -1,0 +1,128 @@
+"""From log-mel channels to received levels, and the likelihood of a place given them, inside the graph.
+
+Level in dB falls with the logarithm of distance; shadowing is log-normal. The emitter's power is unknown: it is
+integrated out, and so is the path-loss exponent. A receiver that hears nothing is evidence too: its term is the
+probability of staying below the detection threshold.
+
+Source: Patwari et al. 2005, "Locating the nodes" (log-distance model); the censored term is Tobin's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import spox.opset.ai.onnx.v17 as op
+from scipy.signal import get_window
+from spox import Var
+
+from localize_core.features.mel import mel_filterbank
+from localize_core.model.compiled.algebra import at, clip, const, expand_dims, mean, total
+from localize_core.model.compiled.spec import LikelihoodSpec
+
+DB = 10.0 / math.log(10.0)
+DETECTION = 4.0  # standard deviations of the noise estimate above which a level is a level
+NOISE_KNOWN = 0.01  # relative uncertainty of the noise power where the station says it
+NOISE_ESTIMATED = 0.05  # and where it is read off the quiet bands
+NODES = 5
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Received levels: `level_db`, its measurement `variance_db2`, `heard` in [0, 1], `threshold_db`: all (batch, R).
+
+    `detection` (batch, 1): the third clearest receiver's level over its noise, standard deviations.
+    """
+
+    level_db: Var
+    variance_db2: Var
+    heard: Var
+    threshold_db: Var
+    detection: Var
+
+
+def levels(log_mel: Var, spec: LikelihoodSpec) -> Levels:
+    """Levels out of log-mel channels (batch, R, rows, frames)."""
+    model = spec.level
+    assert model is not None
+    config = model.config
+    bank = mel_filterbank(config)
+    width = bank.sum(axis=1)
+    window = get_window(config.window, config.n_fft, fftbins=True)
+    full_scale = config.n_fft * float(np.sum(window**2))
+
+    power = op.exp(log_mel)
+    frames = op.cast(op.slice(op.shape(log_mel), *(op.const(np.array([v], np.int64)) for v in (3, 4))), to=np.float32)
+    # Noise power per FFT bin: told by the station, or the mean of the quietest quarter of the bands. Taking the
+    # lowest of noisy values is biased low by 1.27 of their deviations (mean of a normal's lowest quarter).
+    density = mean(power, 3) / const(width[None, None, :])
+    count = max(config.rows // 4, 1)
+    lowest, _ = op.top_k(density, op.const(np.array([count], np.int64)), axis=2, largest=0, sorted=0)
+    looks = frames * (config.hop / config.n_fft) * float(np.median(width))
+    estimated = mean(lowest, 2) * (1.27 / op.sqrt(op.max([looks, const(4.0)])) + 1.0)
+    told = np.array([math.nan if value is None else value for value in model.noise_dbfs])
+    is_told = ~np.isnan(told)
+    told_density = 10.0 ** (np.where(is_told, told, -200.0) / 10.0) * full_scale / config.n_fft
+    noise = op.where(op.const(is_told[None]), const(told_density[None]), estimated)
+    doubt = const(np.where(is_told, NOISE_KNOWN, NOISE_ESTIMATED)[None])
+
+    per_frame = total(power, 2) - expand_dims(noise, 2) * float(width.sum())  # (batch, R, frames)
+    signal = mean(per_frame, 2)
+    centred = per_frame - mean(per_frame, 2, keep=True)
+    overlap = max(config.n_fft / config.hop, 1.0)
+    fluctuation = mean(centred * centred, 2) * overlap / op.max([frames - 1.0, const(1.0)])
+    noise_power = noise * float(width.sum())
+    deviation = op.sqrt(fluctuation + noise_power * noise_power * doubt * doubt) + 1e-12
+    ratio = signal / deviation
+    heard = op.sigmoid((ratio - DETECTION) * 4.0)
+    level_db = op.log(op.max([signal, deviation * DETECTION]) / full_scale) * DB
+    relative = clip(deviation / op.max([signal, deviation]), 0.0, 1.0)
+    threshold = op.log(deviation * (DETECTION / full_scale)) * DB
+    rank = min(3, len(spec.receivers))
+    best, _ = op.top_k(ratio, op.const(np.array([rank], np.int64)), axis=1, largest=1, sorted=1)
+    return Levels(level_db, relative * relative * DB**2, heard, threshold, op.slice(best, *_last(rank)))
+
+
+def _last(rank: int) -> tuple[Var, Var, Var]:
+    start, stop, axis = (op.const(np.array([v], np.int64)) for v in (rank - 1, rank, 1))
+    return start, stop, axis
+
+
+def level_log_likelihood(found: Levels, length_m: Var, spec: LikelihoodSpec) -> Var:
+    """Log-likelihood of points with path lengths (batch, points, R): (batch, points)."""
+    model = spec.level
+    assert model is not None
+    constant = model.shadowing_db**2 + np.square(np.array(model.gain_sigma_db))[None]
+    variance = found.variance_db2 + const(constant)
+    heard, level = found.heard, found.level_db
+    precision = expand_dims(heard / variance, 1)
+    log_distance = op.log(op.max([length_m, const(1.0)]) / 1000.0) * DB
+    prior_precision = 0.0 if model.level_dbfs_at_1km is None else model.level_sigma_db**-2
+    prior_level = model.level_dbfs_at_1km or 0.0
+    stacked = []
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3 if model.exponent_sigma > 0.0 else 1)
+    for node, node_weight in zip(nodes, weights, strict=True):
+        exponent = max(model.exponent + model.exponent_sigma * float(node), 0.5)
+        source = expand_dims(level, 1) + log_distance * exponent  # what each receiver says of the level at 1 km
+        information = total(precision, 2) + (prior_precision + 1e-6)
+        centre = (total(precision * source, 2) + prior_precision * prior_level) / information
+        residual = source - expand_dims(centre, 2)
+        misfit = total(precision * residual * residual, 2)
+        if prior_precision:
+            misfit = misfit + (centre - prior_level) * (centre - prior_level) * prior_precision
+        base = misfit * -0.5 - op.log(information) * 0.5 + float(np.log(node_weight / np.sum(weights)))
+        spread = op.sqrt(const(1.0) / information)
+        # Where nothing was heard: integrate the probability of staying below the threshold over the emitter's power.
+        power_nodes, power_weights = np.polynomial.hermite_e.hermegauss(NODES)
+        for power_node, power_weight in zip(power_nodes, power_weights, strict=True):
+            emitter = centre + spread * float(power_node)
+            margin = (
+                expand_dims(found.threshold_db, 1) - expand_dims(emitter, 2) + log_distance * exponent
+            ) / expand_dims(op.sqrt(const(constant)), 1)
+            below = (op.erf(margin * math.sqrt(0.5)) + 1.0) * 0.5
+            silent = total(op.log(below + 1e-6) * expand_dims(const(1.0) - heard, 1), 2)
+            stacked.append(expand_dims(base + silent + float(np.log(power_weight / np.sum(power_weights))), 2))
+    values = op.concat(stacked, axis=2)
+    top = op.reduce_max(values, axes=[2], keepdims=True)
+    return op.log(total(op.exp(values - top), 2)) + at(top, 2, 0)

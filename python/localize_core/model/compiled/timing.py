@@ -1,0 +1,218 @@
+"""From correlation channels to arrival times with their covariance, inside the graph.
+
+Every pair's lag comes from the peak of its window-averaged correlation, and the pairs are combined into one arrival
+time per receiver by weighted least squares. The weights are those of the maximum-likelihood estimator for a
+Gaussian emitter: with the rank-one covariance S a a' + N, Sherman-Morrison turns the likelihood into a weighted sum
+of pair correlations. The covariance is not taken from a formula that needs spectra and time-bandwidth products, but
+from how much the correlations' slopes at the peak scatter between the frames of the window (the sandwich estimator
+of an M-estimate): it holds for any waveform, bandwidth and weighting, and knows that pairs share receivers.
+
+Sources: Knapp & Carter 1976 (generalised correlation), Huber 1967 (sandwich covariance).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import spox.opset.ai.onnx.v17 as op
+from spox import Var
+
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS
+from localize_core.model.compiled.algebra import (
+    at,
+    clip,
+    const,
+    diagonal,
+    double,
+    expand_dims,
+    highest,
+    interpolation_matrix,
+    mean,
+    polynomial,
+    single,
+    spd_inverse,
+    total,
+    transpose_last,
+)
+from localize_core.model.compiled.spec import LikelihoodSpec
+
+HALF_WIDTH = 3  # samples on either side of a peak that its polynomial passes through
+PAIR_THRESHOLD = 6.0  # standard deviations of the noise above which a pair's peak is believed
+RECEIVER_THRESHOLD = 7.0
+SEARCH_BIAS = 4.0  # a noise peak found by searching a gate stands about this many deviations high
+
+
+@dataclass(frozen=True)
+class ArrivalTimes:
+    """Arrival times as path lengths, up to a common offset.
+
+    `length_m` (batch, R) float32; `covariance_m2` (batch, R, R) float64, clock and noise, without the path's share;
+    `detection` (batch, 1): how far the pairs' peaks stand out together, standard deviations; `start` (batch,) int64:
+    index of the best cell of the acquisition grid.
+    """
+
+    length_m: Var
+    covariance_m2: Var
+    detection: Var
+    start: Var
+
+
+def _null_statistics(power: Var, average: Var, frames: Var, spec: LikelihoodSpec) -> tuple[Var, Var]:
+    """Mean and standard deviation of the averaged correlation where nothing is common to the pair: (batch, P, 1)."""
+    config = spec.timing.config  # type: ignore[union-attr]
+    floor = 1.0 / config.n_fft
+    if config.signal == "iq":
+        # |rho|² of independent noise has mean 1/N. Front-end filters colour noise and raise it: the quiet lags
+        # say by how much, up to a bound beyond which it is no longer noise.
+        count = max(config.n_lags // 4, 1)
+        quiet, _ = op.top_k(average, op.const(np.array([count], np.int64)), axis=2, largest=0, sorted=1)
+        quartile = op.slice(quiet, *(op.const(np.array([v], np.int64)) for v in (count - 1, count, 2)))
+        null_mean = clip(quartile, floor, 3.0 * floor)
+        return null_mean, null_mean / op.sqrt(frames)
+    variance = mean(power * power, 3) - average * average
+    scatter = op.sqrt(op.max([mean(variance, 2, keep=True), const(floor)]) / frames)
+    return scatter * 0.0, scatter
+
+
+def acquisition_tables(spec: LikelihoodSpec, lengths_m: np.ndarray) -> tuple[np.ndarray, int]:
+    """For each acquisition cell the pairs' fractional lag index (cells, P), and the half width of the gate in lags.
+
+    The gate covers what a cell's own extent and three standard deviations of clock and path can move a peak.
+    """
+    timing = spec.timing
+    assert timing is not None
+    config = timing.config
+    step_m = config.lag_step / config.sample_rate_hz * SPEED_OF_LIGHT_MPS
+    pairs = list(itertools.combinations(range(len(spec.receivers)), 2))
+    expected = np.stack([lengths_m[:, i] - lengths_m[:, j] for i, j in pairs], axis=1)
+    cells = round(np.sqrt(len(lengths_m)))
+    square = expected.reshape(cells, cells, -1)
+    extent = max(float(np.abs(np.diff(square, axis=axis)).max()) for axis in (0, 1))
+    path_sigma = float(np.sqrt(timing.path.moments(lengths_m, np.sqrt)[1].max()))
+    clock_sigma = max(timing.receiver_sigma_m)
+    gate_m = extent + 3.0 * np.sqrt(2.0) * np.hypot(path_sigma, clock_sigma)
+    half = int(np.ceil(gate_m / step_m)) + 1
+    return expected / step_m + config.n_lags // 2, min(half, config.n_lags // 2)
+
+
+def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray) -> ArrivalTimes:
+    """Arrival times out of correlation channels (batch, P, lags, frames).
+
+    `lengths_m`: path lengths from the cells of the acquisition grid to the receivers, (cells, R).
+    """
+    timing = spec.timing
+    assert timing is not None
+    config = timing.config
+    n_lags, n_receivers = config.n_lags, len(spec.receivers)
+    pairs = list(itertools.combinations(range(n_receivers), 2))
+    step_m = config.lag_step / config.sample_rate_hz * SPEED_OF_LIGHT_MPS
+    frames = op.cast(
+        op.slice(op.shape(correlation), *(op.const(np.array([v], np.int64)) for v in (3, 4))), to=np.float32
+    )
+
+    power = correlation * correlation if config.signal == "iq" else correlation
+    average = mean(power, 3)
+    null_mean, null_deviation = _null_statistics(power, average, frames, spec)
+    contrast = (average - null_mean) / null_deviation
+
+    # Acquisition: the cell where the pairs agree best. The logarithm keeps one strong pair from outvoting the others.
+    expected_index, gate = acquisition_tables(spec, lengths_m)
+    support = op.log(op.relu(contrast) + 1.0)
+    pooled, _ = op.max_pool(support, kernel_shape=[2 * gate + 1], pads=[gate, gate], strides=[1])
+    nearest = np.clip(np.rint(expected_index), 0, n_lags - 1).astype(np.int64)
+    score = op.gather(at(pooled, 1, 0), op.const(nearest[:, 0]), axis=1)
+    for index in range(1, len(pairs)):
+        score = score + op.gather(at(pooled, 1, index), op.const(nearest[:, index]), axis=1)
+    start = op.arg_max(score, axis=1, keepdims=False)
+
+    # Each pair's peak within the gate round what that cell predicts.
+    predicted = op.gather(const(expected_index), start, axis=0)
+    distance = op.abs(const(np.arange(n_lags)[None, None, :]) - expand_dims(predicted, 2))
+    gated = average - op.relu(distance - float(gate + 1)) * 1e6
+    peak = op.arg_max(gated, axis=2, keepdims=False)
+    peak = op.clip(peak, op.const(np.int64(HALF_WIDTH)), op.const(np.int64(n_lags - 1 - HALF_WIDTH)))
+    window = expand_dims(peak, 2) + op.const(np.arange(-HALF_WIDTH, HALF_WIDTH + 1, dtype=np.int64)[None, None, :])
+    around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, 7, frames)
+
+    basis = interpolation_matrix(HALF_WIDTH)
+    order = len(basis)
+    fitted = op.matmul(mean(around, 3), const(basis.T))
+    value = [at(fitted, 2, k) for k in range(order)]
+    slope = [value[k] * float(k) for k in range(1, order)]
+    bend = [slope[k] * float(k) for k in range(1, order - 1)]
+    offset = value[1] * 0.0
+    for _ in range(4):
+        curvature = op.min([polynomial(bend, offset), const(-1e-12)])
+        offset = clip(offset - polynomial(slope, offset) / curvature, -0.75, 0.75)
+    lag_m = (op.cast(peak, to=np.float32) + offset - float(n_lags // 2)) * step_m
+    sharpness = op.relu(op.neg(polynomial(bend, offset))) / step_m**2  # 1/m²
+    height = polynomial(value, offset)
+
+    # Slope of every frame at the common peak: its scatter is the noise that moves the peak.
+    powers = [offset * 0.0 + 1.0]
+    for _ in range(order - 2):
+        powers.append(powers[-1] * offset)
+    derivative = sum((expand_dims(p, 2) * const((k + 1) * basis[k + 1]) for k, p in enumerate(powers)), const(0.0))
+    frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
+
+    # Weights of the maximum-likelihood combination, from each receiver's share of common power.
+    peak_contrast = (height - op.squeeze(null_mean, op.const(np.array([2], np.int64)))) / op.squeeze(
+        null_deviation, op.const(np.array([2], np.int64))
+    )
+    trusted = op.sigmoid((peak_contrast - PAIR_THRESHOLD) * 2.0)
+    common = height - op.squeeze(null_mean, op.const(np.array([2], np.int64)))
+    coherence = clip(common if config.signal == "iq" else common * op.relu(common), 1e-8, 0.998)
+    member = np.zeros((len(pairs), n_receivers))
+    for index, (i, j) in enumerate(pairs):
+        member[index, [i, j]] = 1.0
+    snr = _receiver_snr(op.log(coherence), member)
+    snr_first = op.gather(snr, op.const(np.array([i for i, _ in pairs])), axis=1)
+    snr_second = op.gather(snr, op.const(np.array([j for _, j in pairs])), axis=1)
+    spread = (snr_first + 1.0) * (snr_second + 1.0)
+    if config.signal != "iq":
+        spread = op.sqrt(spread * snr_first * snr_second)
+    weight = spread / (total(snr, 1, keep=True) + 1.0) * trusted
+
+    incidence = np.zeros((len(pairs), n_receivers))
+    for index, (i, j) in enumerate(pairs):
+        incidence[index, i], incidence[index, j] = 1.0, -1.0
+    stiffness = double(weight * sharpness) + 1e-30
+    scale = mean(stiffness, 1, keep=True)
+    stiffness = stiffness / scale + 1e-6
+    pull = const(incidence.T[None], np.float64)  # (1, R, P)
+    laplacian = op.matmul(pull * expand_dims(stiffness, 1), const(incidence[None], np.float64))
+    inverse = spd_inverse(laplacian + const(np.ones((1, n_receivers, n_receivers)), np.float64), n_receivers)
+    solve = op.matmul(inverse, pull)  # (batch, R, P)
+    length = op.squeeze(op.matmul(solve, expand_dims(stiffness * double(lag_m), 2)), op.const(np.array([2], np.int64)))
+
+    jitter = op.matmul(solve, double(expand_dims(weight, 2) * frame_slope) / expand_dims(scale, 2))
+    jitter = jitter - mean(jitter, 2, keep=True)
+    count = double(frames)
+    # Overlapping frames repeat noise; few frames know their own scatter only as Student's t does.
+    repeat = max(config.n_fft / config.hop, 1.0)
+    effective = count * (1.0 / repeat)
+    noise = op.matmul(jitter, transpose_last(jitter)) / (count * op.max([effective - 3.0, const(1.0, np.float64)]))
+
+    standing = peak_contrast
+    best = highest(
+        expand_dims(standing, 2) * const(member[None]) - const((1.0 - member[None]) * 1e6), 1
+    )  # (batch, R): each receiver's clearest pair
+    unheard = double(op.sigmoid((const(RECEIVER_THRESHOLD) - best) * 1.5))
+    span_m = n_lags * step_m
+    own = const(np.square(np.array(timing.receiver_sigma_m))[None], np.float64) + unheard * span_m**2
+    detection = total(clip(peak_contrast - SEARCH_BIAS, -1.0, 100.0), 1, keep=True) * float(len(pairs) ** -0.5)
+    return ArrivalTimes(single(length), noise + diagonal(own, n_receivers), detection, start)
+
+
+def _receiver_snr(log_coherence: Var, member: np.ndarray) -> Var:
+    """Signal-to-noise ratio per receiver, (batch, R), from the pairs' log coherence (batch, P) by least squares."""
+    n_pairs, n_receivers = member.shape
+    if n_receivers == 2:
+        share = op.matmul(log_coherence, const(0.5 * member))
+    else:
+        everything = np.full((n_pairs, n_receivers), 1.0 / (n_receivers - 1))
+        share = op.matmul(log_coherence, const((member - everything) / (n_receivers - 2)))
+    fraction = op.exp(clip(share, -18.0, float(np.log(0.999))))
+    return fraction / (1.0 - fraction)

@@ -1,0 +1,166 @@
+"""What an ONNX model says about itself: the JSON under `localize.contract` in its metadata.
+
+The inference stage configures itself from it and refuses what does not match.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from localize_core.errors import ModelError
+from localize_core.features.correlation import CorrelationConfig
+from localize_core.features.mel import MelConfig
+from localize_core.geodesy import LocalFrame
+
+METADATA_KEY = "localize.contract"
+INPUT_NAME = "features"
+OUTPUT_NAMES = ("position", "uncertainty", "confidence")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Receiver(_Part):
+    """A receiver's name and WGS84 place."""
+
+    name: str
+    latitude: float
+    longitude: float
+    altitude_m: float = 0.0
+
+
+class Channel(_Part):
+    """One input channel: its feature, that feature's parameters, and the receiver or the pair it comes from."""
+
+    feature: Literal["log_mel", "cross_correlation"]
+    receivers: tuple[str, ...] = Field(min_length=1, max_length=2)
+    parameters: dict[str, Any]
+
+
+class Normalisation(_Part):
+    """How feature values are scaled before the model sees them.
+
+    `none`; `joint`: zero mean and unit variance over all channels and frames of the window together, so that relative
+    level between receivers survives; `constants`: (x - mean) / std with the values given here.
+    """
+
+    kind: Literal["none", "joint", "constants"] = "none"
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0.0)
+
+    def apply(self, features: np.ndarray) -> np.ndarray:
+        """Scale one window, (channels, rows, time_steps) float32."""
+        if self.kind == "none":
+            return features
+        if self.kind == "constants":
+            return ((features - self.mean) / self.std).astype(np.float32)
+        mean, std = float(features.mean(dtype=np.float64)), float(features.std(dtype=np.float64))
+        return ((features - mean) / max(std, 1e-6)).astype(np.float32)
+
+
+class Frame(_Part):
+    """In what the model answers: WGS84 (latitude, longitude) degrees, or metres east and north of an origin."""
+
+    kind: Literal["wgs84_deg", "enu_m"]
+    latitude: float = 0.0
+    longitude: float = 0.0
+    altitude_m: float = 0.0
+
+    @property
+    def local(self) -> LocalFrame:
+        return LocalFrame(self.latitude, self.longitude, self.altitude_m)
+
+
+class Golden(_Part):
+    """A known input, rebuilt from its seed, and what the model answered to it when it was made."""
+
+    seed: int
+    time_steps: int = Field(ge=1)
+    position: tuple[float, float]
+    uncertainty: tuple[float, float, float]
+    confidence: float
+
+
+class Contract(_Part):
+    """The whole contract, version 1."""
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1)
+    model_version: str = "1"
+    sample_rate_hz: float = Field(gt=0.0)
+    frequency_hz: float | None = None
+    rows: int = Field(ge=1)
+    time_steps: int | None = Field(None, ge=1, description="None where the model takes any number of frames")
+    channels: tuple[Channel, ...] = Field(min_length=1)
+    normalisation: Normalisation = Normalisation()
+    receivers: tuple[Receiver, ...] = Field(min_length=1)
+    min_receivers: int = Field(1, ge=1)
+    frame: Frame
+    provenance: dict[str, Any] = {}
+    accuracy: dict[str, Any] | None = None
+    golden: Golden | None = None
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Receiver indices of all pairs, in channel order."""
+        return list(itertools.combinations(range(len(self.receivers)), 2))
+
+    @property
+    def mel_config(self) -> MelConfig | None:
+        """Parameters of the log-mel channels, or None where there are none."""
+        found = [channel.parameters for channel in self.channels if channel.feature == "log_mel"]
+        return MelConfig.from_dict(found[0]) if found else None
+
+    @property
+    def correlation_config(self) -> CorrelationConfig | None:
+        """Parameters of the cross-correlation channels, or None where there are none."""
+        found = [channel.parameters for channel in self.channels if channel.feature == "cross_correlation"]
+        return CorrelationConfig.from_dict(found[0]) if found else None
+
+    @property
+    def hop(self) -> int:
+        config = self.mel_config or self.correlation_config
+        assert config is not None  # a contract has at least one channel
+        return int(config.hop)
+
+    @property
+    def n_fft(self) -> int:
+        """Longest FFT of all channels: how far a window reaches before its first hop."""
+        return max(int(config.n_fft) for config in (self.mel_config, self.correlation_config) if config is not None)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Raises ModelError naming the field."""
+        try:
+            contract = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ModelError(f"the model's contract is not usable: {key}: {first['msg']}") from error
+        contract.check()
+        return contract
+
+    def check(self) -> None:
+        """Raise ModelError where the channels do not follow the order and sizes that the contract promises."""
+        names = [receiver.name for receiver in self.receivers]
+        expected: list[tuple[str, tuple[str, ...]]] = []
+        features = [channel.feature for channel in self.channels]
+        if "log_mel" in features:
+            expected += [("log_mel", (name,)) for name in names]
+        if "cross_correlation" in features:
+            expected += [("cross_correlation", (names[i], names[j])) for i, j in self.pairs]
+        found = [(channel.feature, channel.receivers) for channel in self.channels]
+        if found != expected:
+            raise ModelError(f"the contract's channels must be {expected}, found {found}")
+        for config in (self.mel_config, self.correlation_config):
+            if config is not None and config.rows != self.rows:
+                raise ModelError(
+                    f"the contract says rows={self.rows}, its {config.as_dict()['feature']} gives {config.rows}"
+                )
+            if config is not None and config.hop != self.hop:
+                raise ModelError(f"channels of one model share a hop: {config.hop} beside {self.hop}")

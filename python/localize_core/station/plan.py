@@ -1,0 +1,218 @@
+"""From a station file to what its flowgraph runs: features, window, and the specification of the compiled model.
+
+Everything that a station file leaves out is decided here, from rate, geometry and kind of source.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from localize_core.errors import ConfigError
+from localize_core.features.correlation import CorrelationConfig
+from localize_core.features.mel import MelConfig
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m
+from localize_core.model.compiled.compile import MIN_TIME_STEPS
+from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
+from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
+from localize_core.model.contract import Receiver
+from localize_core.sources.kiwi import KiwiRecording, common_span, read_kiwi_wav
+from localize_core.station.config import KiwiWavSource, Station
+
+DEFAULT_ROWS = 128
+MAX_ROWS = 2048
+DEFAULT_WINDOW_S = 0.25
+LONGEST_RECORDING_S = 120.0
+"""A longer recording becomes several windows: an emitter may move, and memory is finite."""
+FRAMES_AIMED_AT = 32
+SMALLEST_FFT = 256
+LARGEST_FFT = 16384
+CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
+"""Standard deviation of a receiver's clock by kind of source: what GNSS leaves in a KiwiSDR; a scene has true clocks."""
+SAMPLE_SIGMA = 0.01
+"""Part of a sample that resampling and interpolation may be off."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs: the model's specification, and windows of `time_steps` frames, a new one every `window_hop` frames."""
+
+    spec: LikelihoodSpec
+    time_steps: int
+    window_hop: int
+
+
+def plan_station(station: Station) -> Plan:
+    """Decide what a station runs. Raises ConfigError for what cannot work, SourceError for unreadable recordings."""
+    area = Area(**station.area.model_dump())
+    receivers = tuple(
+        Receiver(name=r.name, latitude=r.latitude, longitude=r.longitude, altitude_m=r.altitude_m)
+        for r in station.receiver
+    )
+    rate_hz = station.station.sample_rate_hz
+    channels = station.features.channels or _default_channels(station)
+    if "cross_correlation" in channels and not station.has_common_clock:
+        raise ConfigError(
+            "features.channels: cross_correlation needs receivers on a common clock; set station.common_clock = true "
+            "if they have one, or use log_mel alone"
+        )
+    recordings = [read_kiwi_wav(r.source.path) for r in station.receiver if isinstance(r.source, KiwiWavSource)]
+    window_s = station.features.window_s or _default_window_s(recordings)
+    path = _path(station)
+    clock_ns = [
+        receiver.timing_sigma_ns or _clock_sigma_ns(station, recordings, index)
+        for index, receiver in enumerate(station.receiver)
+    ]
+
+    signal = station.features.signal or ("envelope" if station.source_kind == "kiwi-wav" else "iq")
+    n_fft = station.features.n_fft or _default_n_fft(window_s * rate_hz)
+    hop = station.features.hop or n_fft
+    reach = (
+        _lag_reach_samples(receivers, area, path, max(clock_ns), station) if "cross_correlation" in channels else 0.0
+    )
+    rows, lag_step = _rows_and_step(station, reach)
+    if reach > n_fft / 2 and "cross_correlation" in channels:
+        raise ConfigError(
+            f"features: receivers stand {reach:.0f} samples of delay apart, too far for frames of {n_fft}; "
+            f"set features.n_fft to {2 ** math.ceil(math.log2(2 * reach))} and features.window_s to "
+            f"{2 ** math.ceil(math.log2(2 * reach)) * FRAMES_AIMED_AT / rate_hz:.2g} or more"
+        )
+
+    timing = level = None
+    if "cross_correlation" in channels:
+        config = CorrelationConfig(
+            rate_hz, len(receivers), n_fft, hop, rows, lag_step, station.features.weighting, signal
+        )
+        sigma_ns = [math.hypot(value, SAMPLE_SIGMA / rate_hz * 1e9) for value in clock_ns]
+        timing = TimingModel(config, tuple(value * 1e-9 * SPEED_OF_LIGHT_MPS for value in sigma_ns), path)
+    if "log_mel" in channels:
+        propagation = station.propagation
+        level = LevelModel(
+            config=MelConfig(rate_hz, n_fft=n_fft, hop=hop, n_mels=rows),
+            noise_dbfs=tuple(_noise_dbfs(station, index) for index in range(len(receivers))),
+            gain_sigma_db=tuple(receiver.gain_sigma_db for receiver in station.receiver),
+            shadowing_db=propagation.shadowing_db,
+            exponent=propagation.path_loss_exponent,
+            exponent_sigma=propagation.path_loss_exponent_sigma,
+            level_dbfs_at_1km=propagation.level_dbfs_at_1km,
+            level_sigma_db=propagation.level_sigma_db,
+        )
+    # Fewer frames by one than fit: rounding of the common grid may cost its last samples.
+    time_steps = int((window_s * rate_hz - n_fft) / hop) + (0 if recordings else 1)
+    if time_steps < MIN_TIME_STEPS:
+        raise ConfigError(
+            f"features.window_s={window_s:g}: holds {max(time_steps, 0)} frames of {n_fft} samples, at least "
+            f"{MIN_TIME_STEPS} are needed; make the window longer or features.n_fft smaller"
+        )
+    window_hop_s = station.features.window_hop_s or window_s
+    spec = LikelihoodSpec(
+        name=station.station.name,
+        sample_rate_hz=rate_hz,
+        frequency_hz=station.station.frequency_hz,
+        receivers=receivers,
+        area=area,
+        along_surface=along_surface(station.station.frequency_hz),
+        timing=timing,
+        level=level,
+        time_steps=None,
+        probability=station.model.probability,
+    )
+    return Plan(spec, time_steps, max(round(window_hop_s * rate_hz / hop), 1))
+
+
+def _default_channels(station: Station) -> list[str]:
+    return ["cross_correlation"] if station.has_common_clock and len(station.receiver) > 1 else ["log_mel"]
+
+
+def _default_window_s(recordings: list[KiwiRecording]) -> float:
+    if not recordings:
+        return DEFAULT_WINDOW_S
+    _, span_s = common_span(recordings)
+    return span_s if span_s <= LONGEST_RECORDING_S else LONGEST_RECORDING_S / 4
+
+
+def _default_n_fft(window_samples: float) -> int:
+    aimed = 2 ** int(math.log2(max(window_samples / FRAMES_AIMED_AT, 1.0)))
+    return min(max(aimed, SMALLEST_FFT), LARGEST_FFT)
+
+
+def _path(station: Station) -> PathDelay:
+    told = station.propagation.timing_sigma_ns
+    if told is not None:
+        return PathDelay(floor_sigma_m=told * 1e-9 * SPEED_OF_LIGHT_MPS)
+    if station.source_kind == "scene":
+        return PathDelay(floor_sigma_m=0.0)  # a scene's waves travel straight
+    return path_delay(station.station.frequency_hz)
+
+
+def _clock_sigma_ns(station: Station, recordings: list[KiwiRecording], index: int) -> float:
+    sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
+    if recordings:
+        return math.hypot(sigma_ns, recordings[index].stamp_residual_ns)
+    jitter_ns = station.scene.timing_jitter_ns if station.scene is not None else 0.0
+    return math.hypot(sigma_ns, jitter_ns)
+
+
+def _noise_dbfs(station: Station, index: int) -> float | None:
+    told = station.receiver[index].noise_dbfs
+    if told is None and station.scene is not None:
+        return station.scene.noise_dbfs
+    return told
+
+
+def _lag_reach_samples(
+    receivers: tuple[Receiver, ...], area: Area, path: PathDelay, clock_ns: float, station: Station
+) -> float:
+    """Largest delay between two receivers that an emitter in the area can cause, with three deviations to spare."""
+    frame = area.frame
+    lat, lon = area.grid(32)
+    edge_lat, edge_lon = np.meshgrid(
+        np.linspace(area.south, area.north, 17), np.linspace(area.west, area.east, 17), indexing="ij"
+    )
+    lat, lon = np.append(lat, edge_lat), np.append(lon, edge_lon)
+    places = frame.to_enu_m(
+        np.array([r.latitude for r in receivers]),
+        np.array([r.longitude for r in receivers]),
+        np.array([r.altitude_m for r in receivers]),
+    )
+    lengths = path_length_m(
+        frame.to_enu_m(lat, lon, area.altitude_m), places, along_surface=along_surface(station.station.frequency_hz)
+    )
+    excess, variance = path.moments(lengths, np.sqrt)
+    arrival = lengths + excess
+    spare = 3.0 * math.sqrt(2.0) * math.hypot(float(np.sqrt(variance.max())), clock_ns * 1e-9 * SPEED_OF_LIGHT_MPS)
+    return (float(np.ptp(arrival, axis=1).max()) + spare) / SPEED_OF_LIGHT_MPS * station.station.sample_rate_hz
+
+
+def _rows_and_step(station: Station, reach: float) -> tuple[int, float]:
+    """Rows and lag step that cover ±reach samples: half a sample apart, or finer where rows are left over."""
+    features = station.features
+    margin = 6.0  # lags at either end that a peak's polynomial and rounding need
+    if features.rows is not None and features.lag_step is not None:
+        rows, step = features.rows, features.lag_step
+    elif features.lag_step is not None:
+        step = features.lag_step
+        rows = DEFAULT_ROWS if reach == 0.0 else _even(2.0 * (reach / step + margin), features.lag_step)
+    else:
+        rows = features.rows or DEFAULT_ROWS
+        step = max(reach, 1.0) / (rows / 2.0 - margin)
+        if features.rows is None:
+            while step > 0.5 and rows < MAX_ROWS:
+                rows *= 2
+                step = max(reach, 1.0) / (rows / 2.0 - margin)
+        step = max(step, 0.125)
+    if reach > (rows / 2.0 - margin / 2.0) * step:
+        raise ConfigError(
+            f"features: {rows} rows {step:g} samples apart cover ±{rows / 2 * step:.1f} samples of delay, the area and "
+            f"the receivers need ±{reach:.1f}; raise features.rows or features.lag_step"
+        )
+    return rows, step
+
+
+def _even(rows: float, lag_step: float) -> int:
+    count = max(2 * math.ceil(rows / 2.0), DEFAULT_ROWS)
+    if count > 4096:
+        raise ConfigError(f"features.lag_step={lag_step:g}: needs {count} rows, at most 4096; take a larger step")
+    return count
