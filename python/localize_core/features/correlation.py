@@ -37,15 +37,15 @@ EMPTY_BIN = 1e-12
 class CorrelationConfig:
     """How receivers are correlated. Raises ConfigError if a value cannot work.
 
-    `hop`: None is `n_fft`, frames side by side. `n_lags` lags around zero, `lag_step` samples apart, any real number;
-    none may exceed half a frame, beyond which too little overlaps. `weighting`: "plain" or "phat" (phase transform).
-    `signal`: what of the samples is correlated: "iq", their "envelope" |x| or their "phase".
+    `hop`: None given is `n_fft`, frames side by side. `n_lags` lags around zero, `lag_step` samples apart, any real
+    number; none may exceed half a frame, beyond which too little overlaps. `weighting`: "plain" or "phat" (phase
+    transform). `signal`: what of the samples is correlated: "iq", their "envelope" |x| or their "phase".
     """
 
     sample_rate_hz: float
     n_receivers: int
     n_fft: int = 4096
-    hop: int | None = None
+    hop: int = None  # type: ignore[assignment]
     n_lags: int = 128
     lag_step: float = 1.0
     weighting: str = "plain"
@@ -53,11 +53,12 @@ class CorrelationConfig:
 
     def __post_init__(self) -> None:
         n_fft = whole("n_fft", self.n_fft, 2)
+        hop: int | None = self.hop
         checked = {
             "sample_rate_hz": positive("sample_rate_hz", self.sample_rate_hz),
             "n_receivers": whole("n_receivers", self.n_receivers, 2),
             "n_fft": n_fft,
-            "hop": n_fft if self.hop is None else whole("hop", self.hop, 1),
+            "hop": whole("hop", n_fft if hop is None else hop, 1),
             "n_lags": whole("n_lags", self.n_lags, 1),
             "lag_step": positive("lag_step", self.lag_step),
         }
@@ -90,7 +91,7 @@ class CorrelationConfig:
     @property
     def warmup_frames(self) -> int:
         """Frames at the start of a stream whose span reaches before the first sample."""
-        return -(-self.n_fft // self.as_dict()["hop"]) - 1
+        return -(-self.n_fft // self.hop) - 1
 
     def as_dict(self) -> dict[str, Any]:
         """Every field as a plain Python scalar, and "feature": "cross_correlation"."""
@@ -183,11 +184,11 @@ class CrossCorrelation:
     def _spectra(self, frames: NDArray[np.complex64]) -> NDArray[np.complex64]:
         """Zero-padded spectra, (receivers, frames, bins); real signals have bins 0 .. half."""
         transform = scipy.fft.rfft if self._real else scipy.fft.fft
-        return transform(_prepared(frames, self.config.signal), self._n_padded, axis=-1)
+        return np.asarray(transform(_prepared(frames, self.config.signal), self._n_padded, axis=-1))
 
     def _coefficients(self, cross: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Correlation at the configured lags out of cross spectra, (frames, bins)."""
-        scale = np.float32(1.0)
+        scale = np.ones((1, 1), np.float32)
         if self.config.weighting == "phat":
             cross, scale = self._whitened(cross)
         if self._whole_lags is not None:
@@ -203,10 +204,10 @@ class CrossCorrelation:
             correlation = self._chirp_z(both_ends) / self._n_padded
         if not self._real:
             correlation = np.sqrt(np.square(correlation.real) + np.square(correlation.imag))
-        return np.clip(correlation * self._unbias * scale, -1.0, 1.0)
+        return np.asarray(np.clip(correlation * self._unbias * scale, -1.0, 1.0), np.float32)
 
     def _whitened(self, cross: NDArray[np.complex64]) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """`cross` with magnitude 1 in every bin that holds a signal, and the factor that makes its mean 1, (frames, 1)."""
+        """`cross` with magnitude 1 in every bin that holds a signal, and what makes the mean 1, (frames, 1)."""
         magnitude = np.sqrt(np.square(cross.real) + np.square(cross.imag))
         filled = magnitude > EMPTY_BIN
         white = cross * np.where(filled, 1.0 / np.maximum(magnitude, EMPTY_BIN), 0.0).astype(np.float32)
@@ -216,19 +217,18 @@ class CrossCorrelation:
         return white, (self._n_padded / np.maximum(count, 1)).astype(np.float32)
 
 
-NEIGHBOURS = 16
-"""Lags on each side of the largest one that its refinement uses."""
+NEIGHBOURS = 12
+"""Values on each side of the largest one that its refinement uses."""
 
 FINE = 32
-"""Interpolated values per lag step; a parabola through the largest three does the rest."""
+"""Interpolated values from one of them to the next; a parabola through the largest three does the rest."""
 
 
 def _interpolator() -> NDArray[np.float64]:
     """Kaiser-windowed sinc, (2 NEIGHBOURS + 1, 2 FINE + 1): from a peak and its neighbours to one step either side."""
     distance = np.arange(-FINE, FINE + 1) / FINE - np.arange(-NEIGHBOURS, NEIGHBOURS + 1)[:, None]
     inside = np.sqrt(np.maximum(0.0, 1.0 - np.square(distance / (NEIGHBOURS + 1))))
-    weights = np.sinc(distance) * np.i0(8.0 * inside)
-    return np.asarray(weights / weights.sum(axis=0))
+    return np.asarray(np.sinc(distance) * np.i0(8.0 * inside) / np.i0(8.0))
 
 
 _INTERPOLATOR = _interpolator()
@@ -242,21 +242,25 @@ def peak_lag(
     `correlation`: (..., n_lags) as `CrossCorrelation` gives it. `signed`: False for magnitudes (signal "iq"), whose
     square is interpolated, being band-limited where the magnitude is not; True for signed ones ("envelope", "phase").
     Returns (lag in samples, zero at index n_lags // 2; value there), each of shape (...).
-    Band-limited interpolation presumes that `lag_step` resolves what it interpolates: for magnitudes at most
-    sample rate / (2 x the signal's bandwidth), half a sample for a signal that fills the band.
+    The lags must resolve what is interpolated: for magnitudes `lag_step` is at most the sample rate over twice the
+    signal's bandwidth, half a sample for a signal that fills the band. A peak is less exact close to the last lag.
     """
     values = np.asarray(correlation, np.float64)
+    n_lags = values.shape[-1]
     if not signed:
         values = np.square(values)
+    indices = np.arange(n_lags)
     largest = values.argmax(axis=-1)[..., None]
-    margins = [(0, 0)] * (values.ndim - 1) + [(NEIGHBOURS, NEIGHBOURS)]
-    around = np.take_along_axis(np.pad(values, margins, "edge"), largest + np.arange(2 * NEIGHBOURS + 1), axis=-1)
-    fine = around @ _INTERPOLATOR
+    height = np.take_along_axis(values, largest, axis=-1)
+    # On a wide peak every n-th value, lest its neighbours be equal but for rounding.
+    half_width = np.where(values < 0.5 * height, np.abs(indices - largest), n_lags).min(axis=-1, keepdims=True)
+    stride = np.clip(half_width // 2, 1, max(1, n_lags // (2 * NEIGHBOURS)))
+    neighbours = largest + stride * np.arange(-NEIGHBOURS, NEIGHBOURS + 1)
+    fine = np.take_along_axis(values, np.clip(neighbours, 0, n_lags - 1), axis=-1) @ _INTERPOLATOR
     best = fine[..., 1:-1].argmax(axis=-1)[..., None] + 1
-    below, top, above = (np.take_along_axis(fine, best + side, axis=-1)[..., 0] for side in (-1, 0, 1))
+    below, top, above = (np.take_along_axis(fine, best + side, axis=-1) for side in (-1, 0, 1))
     bend = below - 2.0 * top + above
-    offset = np.where(bend < 0.0, 0.5 * (below - above) / np.where(bend < 0.0, bend, -1.0), 0.0)
-    peak = top - 0.25 * (below - above) * offset
-    centre = values.shape[-1] // 2
-    lag = (largest[..., 0] - centre + (best[..., 0] - FINE + np.clip(offset, -1.0, 1.0)) / FINE) * lag_step
+    offset = np.where(bend < 0.0, 0.5 * (below - above) / np.where(bend < 0.0, bend, -1.0), 0.0).clip(-1.0, 1.0)
+    peak = (top - 0.25 * (below - above) * offset)[..., 0]
+    lag = (largest - n_lags // 2 + stride * (best - FINE + offset) / FINE)[..., 0] * lag_step
     return lag, peak if signed else np.sqrt(np.maximum(peak, 0.0))

@@ -9,7 +9,7 @@ an explicit `corner_hz` of 700 (HTK) or 1000 (Slaney) gives the audio scale exac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ AUDIO_CORNER_HZ = {"htk": 700.0, "slaney": 1000.0}
 BATCH_VALUES = 1 << 16
 """Complex values in one FFT batch: half a MiB, which stays in a core's cache."""
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class MelConfig:
 
     `two_sided`: `n_mels` / 2 bands on each side of the carrier, mirrored, rows from the most negative to the most
     positive frequency, `f_min_hz` and `f_max_hz` counted from the carrier. Otherwise bins 0 .. `n_fft` / 2 only.
-    `f_max_hz`: None is half the sample rate. `corner_hz`: where the scale turns from linear to logarithmic; None is
-    the audio constant times `sample_rate_hz` / 22050. Both hold their value once constructed.
+    `f_max_hz`: None given is half the sample rate. `corner_hz`: where the scale turns from linear to logarithmic;
+    None given is the audio constant times `sample_rate_hz` / 22050. Neither is None once constructed.
     `norm`: None for triangles of height 1, "slaney" for triangles of equal area.
     `log_offset`: what is added to the power before the logarithm.
     """
@@ -50,9 +50,9 @@ class MelConfig:
     window: str = "hann"
     two_sided: bool = True
     f_min_hz: float = 0.0
-    f_max_hz: float | None = None
+    f_max_hz: float = None  # type: ignore[assignment]
     mel_scale: str = "htk"
-    corner_hz: float | None = None
+    corner_hz: float = None  # type: ignore[assignment]
     norm: str | None = None
     log_offset: float = 1e-10
 
@@ -61,9 +61,11 @@ class MelConfig:
         one_of("mel_scale", self.mel_scale, ("htk", "slaney"))
         one_of("norm", self.norm, (None, "slaney"))
         one_of("two_sided", self.two_sided, (True, False))
-        corner_hz = self.corner_hz
+        corner_hz: float | None = self.corner_hz
         if corner_hz is None:
             corner_hz = AUDIO_CORNER_HZ[self.mel_scale] * rate_hz / REFERENCE_RATE_HZ
+        f_max_hz: float | None = self.f_max_hz
+        f_max_hz = rate_hz / 2 if f_max_hz is None else number("f_max_hz", f_max_hz)
         checked = {
             "sample_rate_hz": rate_hz,
             "n_fft": whole("n_fft", self.n_fft, 2),
@@ -71,7 +73,7 @@ class MelConfig:
             "n_mels": whole("n_mels", self.n_mels, 2 if self.two_sided else 1),
             "two_sided": bool(self.two_sided),
             "f_min_hz": number("f_min_hz", self.f_min_hz),
-            "f_max_hz": rate_hz / 2 if self.f_max_hz is None else number("f_max_hz", self.f_max_hz),
+            "f_max_hz": f_max_hz,
             "corner_hz": positive("corner_hz", corner_hz),
             "log_offset": positive("log_offset", self.log_offset),
         }
@@ -79,7 +81,7 @@ class MelConfig:
             object.__setattr__(self, name, value)
         if self.two_sided and self.n_mels % 2:
             raise ConfigError(f"n_mels={self.n_mels}: must be even when two_sided, half of the bands on each side")
-        if not 0.0 <= self.f_min_hz < checked["f_max_hz"] <= rate_hz / 2:
+        if not 0.0 <= self.f_min_hz < self.f_max_hz <= rate_hz / 2:
             raise ConfigError(
                 f"f_min_hz={self.f_min_hz}, f_max_hz={self.f_max_hz}: must be 0 <= f_min_hz < f_max_hz <= "
                 f"{rate_hz / 2}, half the sample rate"
@@ -109,13 +111,15 @@ class MelConfig:
 
 def _window(config: MelConfig) -> NDArray[np.float32]:
     """The periodic window of that name, as librosa takes it. Raises ConfigError if SciPy knows no such window."""
+    if not isinstance(config.window, str):
+        raise ConfigError(f"window={config.window!r}: must be the name of a window")
     try:
-        return get_window(config.window, config.n_fft, fftbins=True).astype(np.float32)
-    except (ValueError, TypeError) as error:
+        return np.asarray(get_window(config.window, config.n_fft, fftbins=True), np.float32)
+    except ValueError as error:
         raise ConfigError(f"window={config.window!r}: must be a window of scipy.signal.get_window ({error})") from error
 
 
-def _scale(config: MelConfig) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def _scale(config: MelConfig) -> tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]:
     """Hertz to mel and back, in units in which only the ratio to the corner matters."""
     corner_hz = config.corner_hz
     if config.mel_scale == "htk":
@@ -123,17 +127,17 @@ def _scale(config: MelConfig) -> tuple[Callable[[Array], Array], Callable[[Array
     # Slaney's Auditory Toolbox: linear with 15 steps up to the corner, then 27 steps for each factor of 6.4.
     step = np.log(6.4) / 27.0
 
-    def to_mel(hz: Array) -> Array:
+    def to_mel(hz: Floats) -> Floats:
         ratio = hz / corner_hz
         return np.where(ratio < 1.0, 15.0 * ratio, 15.0 + np.log(np.maximum(ratio, 1.0)) / step)
 
-    def to_hz(mel: Array) -> Array:
+    def to_hz(mel: Floats) -> Floats:
         return corner_hz * np.where(mel < 15.0, mel / 15.0, np.exp(step * (np.maximum(mel, 15.0) - 15.0)))
 
     return to_mel, to_hz
 
 
-def _edges_hz(config: MelConfig) -> Array:
+def _edges_hz(config: MelConfig) -> Floats:
     """Corners of the bands from `f_min_hz` upwards: band m is the triangle over edges m, m + 1, m + 2.
 
     Two-sided from 0 Hz, the scale continues through the carrier as an odd function, and the bands are evenly spaced
@@ -147,10 +151,10 @@ def _edges_hz(config: MelConfig) -> Array:
     if config.f_min_hz > 0.0:
         return to_hz(np.linspace(low, high, config.n_mels // 2 + 2))
     mels = np.linspace(-high, high, config.n_mels + 2)[config.n_mels // 2 :]
-    return np.sign(mels) * to_hz(np.abs(mels))
+    return np.asarray(np.sign(mels) * to_hz(np.abs(mels)))
 
 
-def _triangles(bins_hz: Array, edges_hz: Array, norm: str | None) -> Array:
+def _triangles(bins_hz: Floats, edges_hz: Floats, norm: str | None) -> Floats:
     widths_hz = np.diff(edges_hz)[:, None]
     ramps = edges_hz[:, None] - bins_hz
     bank = np.maximum(0.0, np.minimum(-ramps[:-2] / widths_hz[:-1], ramps[2:] / widths_hz[1:]))
@@ -159,7 +163,7 @@ def _triangles(bins_hz: Array, edges_hz: Array, norm: str | None) -> Array:
     return np.asarray(bank)
 
 
-def _bank(config: MelConfig) -> Array:
+def _bank(config: MelConfig) -> Floats:
     spacing_s = 1.0 / config.sample_rate_hz
     edges_hz = _edges_hz(config)
     if not config.two_sided:
@@ -189,9 +193,10 @@ def _require_no_empty_filter(config: MelConfig) -> None:
     longer = (n for n in (config.n_fft << k for k in range(1, 9)) if not _has_empty_filter(config, n_fft=n))
     wider = (hz for hz in config.corner_hz * 2.0 ** np.arange(1, 24) if not _has_empty_filter(config, corner_hz=hz))
     remedies = {"n_mels": next(fewer, None), "n_fft": next(longer, None), "corner_hz": next(wider, None)}
+    mending = [f"{name}={value:g}" for name, value in remedies.items() if value]
     raise ConfigError(
         f"n_mels={config.n_mels}, n_fft={config.n_fft}, corner_hz={config.corner_hz:g}: a mel filter holds no FFT bin; "
-        "each of these alone mends it: " + ", ".join(f"{name}={value:g}" for name, value in remedies.items() if value)
+        f"take {' or '.join(mending) or 'a wider range from f_min_hz to f_max_hz'}"
     )
 
 
@@ -230,8 +235,8 @@ class MelSpectrogram:
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Natural logarithm of mel power plus `log_offset` for every full frame.
 
-        `samples`: complex64, (m,); NaN and infinite ones count as zeros. Returns float32, (n_frames, n_mels); frame i
-        covers samples [i * hop, i * hop + n_fft). A frame's values do not depend on the other frames of the call.
+        `samples`: complex64, (m,); NaN and infinite ones count as zeros. Returns float32, (n_frames, n_mels), frame i
+        from samples [i * hop, i * hop + n_fft). A frame's values do not depend on the other frames of the call.
         """
         config = self.config
         if samples.size < config.n_fft:

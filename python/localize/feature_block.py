@@ -1,0 +1,60 @@
+"""What the feature blocks share: framing of the stream, and the tags that go with the frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gnuradio import gr
+from localize_core.features.correlation import CrossCorrelation
+from localize_core.features.mel import MelSpectrogram
+from localize_core.features.quality import sample_quality
+
+from . import tags
+from .guard import guarded
+
+
+class feature_block(gr.decim_block):
+    """Complex streams to feature frames, one per `hop` samples, on every output.
+
+    Frame i covers the `n_fft` samples that end with sample (i + 1) * hop - 1; before the first sample there are
+    zeros. Output and tags are the same however the stream is chopped.
+    """
+
+    def __init__(self, name: str, feature: MelSpectrogram | CrossCorrelation, n_inputs: int, n_outputs: int) -> None:
+        config = feature.config
+        signature = [(np.float32, config.rows)] * n_outputs
+        gr.decim_block.__init__(self, name, [np.complex64] * n_inputs, signature, config.hop)
+        self.failure: Exception | None = None
+        self._feature = feature
+        self._announced: MelSpectrogram | CrossCorrelation | None = None
+        self._n_inputs, self._n_outputs = n_inputs, n_outputs
+        self.set_history(max(config.n_fft - config.hop, 0) + 1)
+        self.set_tag_propagation_policy(gr.TPP_DONT)
+
+    def _frames(self, feature: Any, samples: np.ndarray) -> Any:
+        """Frames of `samples`, (inputs, m), for each output: (n_frames, rows)."""
+        raise NotImplementedError
+
+    def _rebuild(self, config: Any) -> None:
+        """The next frames are made by `config`, and a new `localize_features` tag says so."""
+        self._feature = type(self._feature)(config)
+
+    @guarded
+    def work(self, input_items: Any, output_items: Any) -> int:
+        feature, n_frames = self._feature, len(output_items[0])
+        n_fft, hop = feature.config.n_fft, feature.config.hop
+        samples = np.stack(input_items)
+        oldest, newest = max(hop - n_fft, 0), max(n_fft - hop, 0)
+        frames = self._frames(feature, samples[:, oldest : oldest + (n_frames - 1) * hop + n_fft])
+        for output, values in zip(output_items, frames, strict=True):
+            output[:] = values
+        new = samples[:, newest : newest + n_frames * hop].reshape(self._n_inputs, n_frames, hop)
+        levels_dbfs, flags = sample_quality(new)
+        flags |= tags.incoming_flags(self, self._n_inputs, n_frames, hop)
+        if feature is not self._announced:
+            tags.write(self, self._n_outputs, 0, tags.FEATURES, tags.features_to_pmt(feature.config))
+            self._announced = feature
+        tags.forward_to_frames(self, self._n_outputs, n_frames, hop, feature.config.sample_rate_hz)
+        tags.write_quality(self, self._n_outputs, levels_dbfs, flags)
+        return n_frames

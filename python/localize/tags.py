@@ -1,0 +1,138 @@
+"""Stream tags of this project and of UHD: reading, writing, and carrying them from samples to feature frames."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import pmt
+from localize_core.types.fix import Alignment
+
+RX_TIME = pmt.intern("rx_time")
+RX_RATE = pmt.intern("rx_rate")
+RX_FREQ = pmt.intern("rx_freq")
+FEATURES = pmt.intern("localize_features")
+LEVELS = pmt.intern("localize_levels")
+FLAGS = pmt.intern("localize_flags")
+ALIGNMENT = pmt.intern("localize_alignment")
+
+
+class FeatureConfig(Protocol):
+    """What a tag needs of MelConfig and CorrelationConfig."""
+
+    @property
+    def warmup_frames(self) -> int: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def time_to_pmt(seconds: int, fraction: float) -> Any:
+    """The value of an `rx_time` tag: whole seconds since 1970 and the rest in [0, 1)."""
+    return pmt.make_tuple(pmt.from_uint64(seconds), pmt.from_double(fraction))
+
+
+def time_from_pmt(value: Any) -> tuple[int, float] | None:
+    """Whole seconds and fraction of an `rx_time` tag; None if it is no such value."""
+    if not pmt.is_tuple(value) or pmt.length(value) != 2:
+        return None
+    seconds, fraction = pmt.tuple_ref(value, 0), pmt.tuple_ref(value, 1)
+    if not (pmt.is_uint64(seconds) or pmt.is_integer(seconds)) or not pmt.is_real(fraction):
+        return None
+    return int(pmt.to_python(seconds)), float(pmt.to_double(fraction))
+
+
+def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, float]:
+    """The time `offset_s` later, not before (0, 0.0): tags hold no negative time."""
+    carry = math.floor(fraction + offset_s)
+    seconds += carry
+    return (seconds, fraction + offset_s - carry) if seconds >= 0 else (0, 0.0)
+
+
+def features_to_pmt(config: FeatureConfig) -> Any:
+    """The value of a `localize_features` tag."""
+    return pmt.to_pmt({**config.as_dict(), "warmup_frames": config.warmup_frames})
+
+
+def features_from_pmt(value: Any) -> tuple[dict[str, Any], int] | None:
+    """Configuration as its `as_dict()`, and warm-up frames, of a `localize_features` tag; None if it is none."""
+    if not pmt.is_dict(value):
+        return None
+    configuration = pmt.to_python(value)
+    warmup_frames = configuration.pop("warmup_frames", None)
+    return (configuration, warmup_frames) if isinstance(warmup_frames, int) else None
+
+
+def alignment_to_pmt(alignment: Alignment) -> Any:
+    """The value of a `localize_alignment` tag; "time": "none" where the streams carried no time."""
+    fields: dict[str, Any] = {
+        "residual_ns": None if alignment.residual_ns is None else float(alignment.residual_ns),
+        "gaps_filled": int(alignment.gaps_filled),
+        "gaps_skipped": int(alignment.gaps_skipped),
+    }
+    if alignment.residual_ns is None:
+        fields["time"] = "none"
+    return pmt.to_pmt(fields)
+
+
+def alignment_from_pmt(value: Any) -> Alignment | None:
+    """What a `localize_alignment` tag says; None if it is no such value."""
+    if not pmt.is_dict(value):
+        return None
+    fields = pmt.to_python(value)
+    residual_ns, filled, skipped = (fields.get(key) for key in ("residual_ns", "gaps_filled", "gaps_skipped"))
+    if not isinstance(filled, int) or not isinstance(skipped, int) or not isinstance(residual_ns, float | None):
+        return None
+    return Alignment(residual_ns, filled, skipped)
+
+
+def write(block: Any, n_outputs: int, index: int, key: Any, value: Any) -> None:
+    """Tag the item `index` places after those already written, on every output."""
+    for output in range(n_outputs):
+        block.add_item_tag(output, block.nitems_written(output) + index, key, value)
+
+
+def forward_to_frames(block: Any, n_outputs: int, n_frames: int, hop: int, sample_rate_hz: float) -> None:
+    """Carry the tags of input 0's next `n_frames` * `hop` samples to the frames that they fall into, on every output.
+
+    Times are moved back to the first new sample of the frame. This project's own tags on frames are not carried.
+    """
+    first = block.nitems_read(0)
+    for tag in block.get_tags_in_range(0, first, first + n_frames * hop):
+        frame, sample = divmod(tag.offset - first, hop)
+        value = tag.value
+        if pmt.eq(tag.key, RX_TIME):
+            time = time_from_pmt(value)
+            if time is None:
+                continue
+            value = time_to_pmt(*shift_time(*time, -sample / sample_rate_hz))
+        if not any(pmt.eq(tag.key, own) for own in (FEATURES, LEVELS, FLAGS)):
+            write(block, n_outputs, frame, tag.key, value)
+
+
+def incoming_flags(block: Any, n_receivers: int, n_frames: int, hop: int) -> np.ndarray:
+    """What `localize_flags` tags on the inputs' next samples say of frames: int32, (n_frames, n_receivers)."""
+    flags = np.zeros((n_frames, n_receivers), np.int32)
+    for receiver in range(n_receivers):
+        first = block.nitems_read(receiver)
+        for tag in block.get_tags_in_range(receiver, first, first + n_frames * hop, FLAGS):
+            if pmt.is_s32vector(tag.value):
+                for bits in pmt.s32vector_elements(tag.value):
+                    flags[(tag.offset - first) // hop, receiver] |= bits
+    return flags
+
+
+def write_quality(block: Any, n_outputs: int, levels_dbfs: np.ndarray, flags: np.ndarray) -> None:
+    """`localize_levels` on each of the next frames of every output, `localize_flags` where one is set.
+
+    `levels_dbfs`, `flags`: (n_frames, n_receivers), as `sample_quality` returns them.
+    """
+    n_receivers, first, add = levels_dbfs.shape[1], block.nitems_written(0), block.add_item_tag
+    tags = [
+        (i, LEVELS, pmt.init_f32vector(n_receivers, levels)) for i, levels in enumerate(levels_dbfs.tolist(), first)
+    ]
+    for index in np.flatnonzero(flags.any(axis=1)).tolist():
+        tags.append((first + index, FLAGS, pmt.init_s32vector(n_receivers, flags[index].tolist())))
+    for output in range(n_outputs):
+        for offset, key, value in tags:
+            add(output, offset, key, value)
