@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item", bound=np.generic)
 
 INDEX_OFFSET = 1 << 62
 """Added to block indices: a propagation delay reaches before sample 0 and seeds cannot be negative."""
@@ -27,7 +31,7 @@ def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
 
 
-def gather(block: Callable[[int], np.ndarray], size: int, first: int, count: int) -> np.ndarray:
+def gather(block: Callable[[int], NDArray[Item]], size: int, first: int, count: int) -> NDArray[Item]:
     """Items [first, first + count) of a signal that `block(index)` gives in pieces of `size` along the last axis.
 
     The result is the caller's to write to.

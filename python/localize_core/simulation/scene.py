@@ -9,13 +9,14 @@ from datetime import datetime, timezone
 from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from localize_core.errors import ConfigError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.simulation.blocks import Purpose, gather, generator
-from localize_core.simulation.track import Track, distance_m
-from localize_core.simulation.waveforms import WaveformName, waveform
+from localize_core.simulation.track import Floats, Track, distance_m
+from localize_core.simulation.waveforms import Samples, WaveformName, waveform
 
 BLOCK_S = 0.016
 BLOCK_LIMITS = (256, 8192)
@@ -166,7 +167,7 @@ class Scene:
         self._geometry = functools.lru_cache(maxsize=2)(self._make_geometry)
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
 
-    def samples(self, first: int, count: int) -> np.ndarray:
+    def samples(self, first: int, count: int) -> Samples:
         """Samples [first, first + count) of every receiver: complex64, (R, count), |x| = 1 is full scale.
 
         The same numbers to the last bit, however the range is cut.
@@ -188,24 +189,24 @@ class Scene:
         start = self.config.start_time
         whole = start.replace(microsecond=0).timestamp()
         elapsed_s = (time_s - whole) + (fraction_s - start.microsecond * 1e-6)
-        latitude, longitude = self._track.position(np.float64(elapsed_s))
+        latitude, longitude = self._track.position(np.array(elapsed_s))
         return float(latitude), float(longitude)
 
-    def delay_s(self, elapsed_s: np.ndarray) -> np.ndarray:
+    def delay_s(self, elapsed_s: Floats) -> Floats:
         """Propagation delay to every receiver at `elapsed_s` after the start, as received then; (R, n)."""
         return self._distance_m(np.asarray(elapsed_s, np.float64)) / SPEED_OF_LIGHT_MPS
 
-    def level_dbfs(self, elapsed_s: np.ndarray) -> np.ndarray:
+    def level_dbfs(self, elapsed_s: Floats) -> Floats:
         """Mean received power without noise, (R, n)."""
         elapsed_s = np.asarray(elapsed_s, np.float64)
         distance_km = np.maximum(self._distance_m(elapsed_s), NEAREST_M) / 1000.0
         latitude, longitude = self._track.position(elapsed_s)
         shadowing_db = np.stack([field(latitude, longitude) for field in self._shadowing])
         loss_db = 10.0 * self.config.path_loss_exponent * np.log10(distance_km)
-        result: np.ndarray = self.config.level_dbfs_at_1km - loss_db + shadowing_db
+        result: Floats = self.config.level_dbfs_at_1km - loss_db + shadowing_db
         return result
 
-    def _distance_m(self, elapsed_s: np.ndarray) -> np.ndarray:
+    def _distance_m(self, elapsed_s: Floats) -> Floats:
         paths = []
         for receiver in self.receivers:
             place = (receiver.latitude, receiver.longitude, receiver.altitude_m)
@@ -217,12 +218,12 @@ class Scene:
             paths.append(path_m)
         return np.stack(paths)
 
-    def _make_geometry(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+    def _make_geometry(self, group: int) -> tuple[Floats, Floats]:
         """Delays in seconds and amplitudes at the edges of the group's blocks, both (R, GROUP + 1)."""
         edges_s = (group * GROUP + np.arange(GROUP + 1)) * (self._size / self.sample_rate_hz)
         return self.delay_s(edges_s), 10.0 ** (self.level_dbfs(edges_s) / 20.0)
 
-    def _make_block(self, index: int) -> np.ndarray:
+    def _make_block(self, index: int) -> Samples:
         received = np.zeros((len(self.receivers), self._size), np.complex64)
         for receiver, samples in enumerate(received):
             if self.config.waveform != "none":
@@ -233,13 +234,13 @@ class Scene:
         received.flags.writeable = False
         return received
 
-    def _noise(self, receiver: int, index: int) -> np.ndarray:
+    def _noise(self, receiver: int, index: int) -> Samples:
         draw = generator(self.config.seed, Purpose.NOISE, receiver, index)
         noise = draw.standard_normal(2 * self._size, dtype=np.float32)
         noise *= np.float32(math.sqrt(0.5) * 10.0 ** (self.config.noise_dbfs / 20.0))
         return noise.view(np.complex64)
 
-    def _propagate(self, receiver: int, index: int, out: np.ndarray) -> None:
+    def _propagate(self, receiver: int, index: int, out: Samples) -> None:
         """Write the emitter as the receiver hears it in block `index` to `out`, complex64 (size,)."""
         group, block = divmod(index, GROUP)
         delay_s, amplitude = (both[receiver, block : block + 2] for both in self._geometry(group))
@@ -252,7 +253,7 @@ class Scene:
         out *= carrier.ravel()
         out *= np.float32(amplitude[0]) + np.float32(amplitude[1] - amplitude[0]) * self._ramp
 
-    def _interpolate(self, first: float, drift: float, out: np.ndarray) -> None:
+    def _interpolate(self, first: float, drift: float, out: Samples) -> None:
         """Write the emitted waveform from the broken sample index `first` on to `out`, complex64 (size,).
 
         Over the block it falls behind by `drift` samples, far less than one: nil in the block's middle. A windowed
@@ -290,39 +291,39 @@ class ShadowingField:
         self._phases = draw.uniform(0.0, 2.0 * math.pi, SHADOWING_WAVES)
         self._amplitude_db = sigma_db * math.sqrt(2.0 / SHADOWING_WAVES)
 
-    def __call__(self, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    def __call__(self, latitude: Floats, longitude: Floats) -> Floats:
         place = np.stack([latitude, longitude], axis=-1) - self._origin
-        result: np.ndarray = self._amplitude_db * np.cos(place @ self._waves.T + self._phases).sum(axis=-1)
+        result: Floats = self._amplitude_db * np.cos(place @ self._waves.T + self._phases).sum(axis=-1)
         return result
 
 
 @functools.lru_cache(maxsize=1)
-def _delay_table() -> np.ndarray:
+def _delay_table() -> Floats:
     """Taps and their derivative for DELAYS + 1 delays from 0 to 1 sample, float64 (DELAYS + 1, 2, TAPS + 1)."""
     place = np.arange(TAPS + 1) - TAPS // 2 + np.arange(DELAYS + 1)[:, None] / DELAYS
     taps, ahead, behind = (_windowed_sinc(place + step) for step in (0.0, DERIVATIVE_STEP, -DERIVATIVE_STEP))
     return np.stack([taps, (ahead - behind) / (2.0 * DERIVATIVE_STEP)], axis=1)
 
 
-def fractional_delay(late: float) -> np.ndarray:
+def fractional_delay(late: float) -> NDArray[np.float32]:
     """Taps that delay by `late` in [0, 1) samples, and their derivative with respect to it: float32, (2, TAPS + 1).
 
     Output n is sum_k taps[k] x[n - TAPS / 2 + k]. A sinc in a Kaiser window, flat to 0.4 of the sample rate.
     """
     index, part = divmod(late * DELAYS, 1.0)
     below, above = _delay_table()[int(index) : int(index) + 2]
-    result: np.ndarray = (below + part * (above - below)).astype(np.float32)
+    result: NDArray[np.float32] = (below + part * (above - below)).astype(np.float32)
     return result
 
 
-def _windowed_sinc(place: np.ndarray) -> np.ndarray:
+def _windowed_sinc(place: Floats) -> Floats:
     inside = 1.0 - (place / (TAPS / 2.0)) ** 2
     window = np.where(inside > 0.0, np.i0(KAISER_BETA * np.sqrt(np.maximum(inside, 0.0))) / np.i0(KAISER_BETA), 0.0)
-    result: np.ndarray = np.sinc(place) * window
+    result: Floats = np.sinc(place) * window
     return result
 
 
-def _shifted(filters: np.ndarray) -> np.ndarray:
+def _shifted(filters: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, TAPS + 1) to (ROW + TAPS, n * ROW): column j of filter i holds its taps from row j on."""
     count = len(filters)
     matrix = np.zeros((count, ROW, ROW + TAPS), np.float32)
@@ -332,12 +333,15 @@ def _shifted(filters: np.ndarray) -> np.ndarray:
     return matrix.reshape(count * ROW, ROW + TAPS).T
 
 
-def _unit(cycles: np.ndarray) -> np.ndarray:
-    return np.exp(2j * np.pi * (cycles % 1.0)).astype(np.complex64)
+def _unit(cycles: Floats) -> Samples:
+    phase: Floats = 2.0 * np.pi * (cycles % 1.0)
+    result: Samples = np.exp(1j * phase).astype(np.complex64)
+    return result
 
 
-def quantise(samples: np.ndarray, bits: int) -> np.ndarray:
+def quantise(samples: Samples, bits: int) -> Samples:
     """What an ADC of `bits` makes of I and Q: steps of 2^(1 - bits), from -1 to one step below 1."""
     steps = np.float32(2 ** (bits - 1))
     parts = np.round(samples.view(np.float32) * steps)
-    return (np.clip(parts, -steps, steps - 1) / steps).view(np.complex64)
+    result: Samples = (np.clip(parts, -steps, steps - 1) / steps).view(np.complex64)
+    return result

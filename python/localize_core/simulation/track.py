@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localize_core.geodesy import GEOD, MEAN_RADIUS_M
+
+Floats = NDArray[np.float64]
 
 
 class Track:
@@ -36,7 +39,7 @@ class Track:
     def moving(self) -> bool:
         return self._speed_mps > 0.0 and self.length_m > 0.0
 
-    def position(self, elapsed_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def position(self, elapsed_s: Floats) -> tuple[Floats, Floats]:
         """Latitude and longitude in degrees, `elapsed_s` seconds after the start; before it with a loop's past."""
         travelled_m = self._speed_mps * np.asarray(elapsed_s, np.float64)
         if self._loop and self.length_m > 0.0:
@@ -46,9 +49,7 @@ class Track:
         return latitude, (longitude + 180.0) % 360.0 - 180.0
 
 
-def distance_m(
-    latitude: np.ndarray, longitude: np.ndarray, altitude_m: np.ndarray, other: tuple[float, float, float]
-) -> np.ndarray:
+def distance_m(latitude: Floats, longitude: Floats, altitude_m: Floats, other: tuple[float, float, float]) -> Floats:
     """Length of the path from arrays of places to `other` = (latitude, longitude, altitude_m), metres.
 
     The geodesic at the mean of both heights and the height difference at right angles: within centimetres of the
@@ -58,5 +59,5 @@ def distance_m(
     ends = (longitude, latitude, np.full(shape, other[1]), np.full(shape, other[0]))
     surface = np.array(GEOD.inv(*(np.asarray(end).tolist() for end in ends))[2])  # arrays of one would become numbers
     mean_height_m = (altitude_m + other[2]) / 2.0
-    result: np.ndarray = np.hypot(surface * (1.0 + mean_height_m / MEAN_RADIUS_M), altitude_m - other[2])
+    result: Floats = np.hypot(surface * (1.0 + mean_height_m / MEAN_RADIUS_M), altitude_m - other[2])
     return result

@@ -13,12 +13,15 @@ from typing import Literal
 
 import numpy as np
 import scipy.fft
+from numpy.typing import NDArray
 
 from localize_core.errors import ConfigError
 from localize_core.simulation.blocks import Purpose, gather, generator
 
 WaveformName = Literal["noise", "nbfm", "fsk", "qpsk", "am", "none"]
-Waveform = Callable[[int, int], np.ndarray]
+Samples = NDArray[np.complex64]
+Floats = NDArray[np.float64]
+Waveform = Callable[[int, int], Samples]
 """`(first, count)` to complex64 (count,)."""
 
 MAX_BANDWIDTH = 0.8
@@ -55,7 +58,7 @@ def waveform(name: WaveformName, *, bandwidth_hz: float, sample_rate_hz: float, 
     signal = _MAKERS[name](bandwidth_hz, sample_rate_hz, seed)
 
     @functools.lru_cache(maxsize=CACHED_BLOCKS)
-    def block(index: int) -> np.ndarray:
+    def block(index: int) -> Samples:
         return signal(index * BLOCK, BLOCK)
 
     return lambda first, count: gather(block, BLOCK, first, count)
@@ -70,7 +73,7 @@ class OverlapNoise:
     """
 
     def __init__(
-        self, amplitudes: np.ndarray, *, seed: int, purpose: Purpose, gains: tuple[float, float] = (1.0, 1.0)
+        self, amplitudes: Floats, *, seed: int, purpose: Purpose, gains: tuple[float, float] = (1.0, 1.0)
     ) -> None:
         self._size = len(amplitudes) // 2
         self._occupied = np.flatnonzero(amplitudes)
@@ -79,19 +82,20 @@ class OverlapNoise:
         self._seed, self._purpose, self._gains = seed, purpose, gains
         self._segment = functools.lru_cache(maxsize=2)(self._make_segment)
 
-    def samples(self, first: int, count: int) -> np.ndarray:
+    def samples(self, first: int, count: int) -> Samples:
         """complex64, (count,)."""
         return gather(self._half, self._size, first, count)
 
-    def _make_segment(self, index: int) -> np.ndarray:
+    def _make_segment(self, index: int) -> Samples:
         draw = generator(self._seed, self._purpose, index)
         gain = draw.uniform(*self._gains) * math.sqrt(0.5)
         normals = draw.standard_normal(2 * len(self._occupied), dtype=np.float32).view(np.complex64)
         spectrum = np.zeros(2 * self._size, np.complex64)
         spectrum[self._occupied] = normals * (self._scale * np.float32(gain))
-        return scipy.fft.ifft(spectrum, overwrite_x=True) * self._window
+        segment: Samples = scipy.fft.ifft(spectrum, overwrite_x=True) * self._window
+        return segment
 
-    def _half(self, index: int) -> np.ndarray:
+    def _half(self, index: int) -> Samples:
         return self._segment(index - 1)[self._size :] + self._segment(index)[: self._size]
 
 
@@ -111,7 +115,7 @@ class Voice:
         amplitudes[band] = frequency_hz[band] ** slope / math.sqrt(np.count_nonzero(band))
         self._noise = OverlapNoise(amplitudes, seed=seed, purpose=Purpose.VOICE, gains=VOICE_GAINS)
 
-    def __call__(self, first: int, count: int) -> np.ndarray:
+    def __call__(self, first: int, count: int) -> Floats:
         """float64, (count,): cubic (Catmull-Rom) interpolation, smooth across every boundary."""
         position = np.arange(first, first + count) * self._step
         start = math.floor(position[0]) - 1
@@ -120,7 +124,7 @@ class Voice:
         x = position - whole
         index = whole.astype(np.int64) - start
         a, b, c, d = (voice[index + offset] for offset in (-1, 0, 1, 2))
-        result: np.ndarray = b + 0.5 * x * (c - a + x * (2 * a - 5 * b + 4 * c - d + x * (3 * (b - c) + d - a)))
+        result: Floats = b + 0.5 * x * (c - a + x * (2 * a - 5 * b + 4 * c - d + x * (3 * (b - c) + d - a)))
         return result
 
 
@@ -150,7 +154,7 @@ def _am(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Waveform:
     mean_square_gain = (low * low + low * high + high * high) / 3.0
     scale = 1.0 / math.sqrt(1.0 + AM_DEPTH**2 * mean_square_gain)
 
-    def samples(first: int, count: int) -> np.ndarray:
+    def samples(first: int, count: int) -> Samples:
         return (scale * (1.0 + np.clip(AM_DEPTH * voice(first, count), -0.95, 0.95))).astype(np.complex64)
 
     return samples
@@ -164,19 +168,21 @@ def _fsk(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Waveform:
     step = bandwidth_hz / FSK_BANDWIDTH / sample_rate_hz
 
     @functools.lru_cache(maxsize=CACHED_BLOCKS)
-    def block(index: int) -> np.ndarray:
+    def block(index: int) -> Samples:
         bits = generator(seed, Purpose.WAVEFORM, index).integers(0, 2, SYMBOL_BLOCK) * 2 - 1
         if bits.sum() % 4:
             bits[-1] = -bits[-1]
         return np.stack([bits, np.cumsum(bits) - bits])
 
-    def samples(first: int, count: int) -> np.ndarray:
+    def samples(first: int, count: int) -> Samples:
         position = np.arange(first, first + count) * step
         start = math.floor(position[0])
         bits, turned = gather(block, SYMBOL_BLOCK, start, math.floor(position[-1]) - start + 1)
         whole = np.floor(position)
         index = whole.astype(np.int64) - start
-        return np.exp(0.5j * np.pi * (turned[index] + bits[index] * (position - whole))).astype(np.complex64)
+        phase: Floats = 0.5 * np.pi * (turned[index] + bits[index] * (position - whole))
+        signal: Samples = np.exp(1j * phase).astype(np.complex64)
+        return signal
 
     return samples
 
@@ -188,25 +194,27 @@ def _qpsk(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Waveform:
     offset = np.arange(QPSK_SPAN) - (QPSK_SPAN // 2 - 1)
     pulse = root_raised_cosine(phase[:, None] - offset[None, :], QPSK_ROLL_OFF)
     pulse = (pulse / np.sqrt(np.mean(np.sum(pulse**2, axis=1)))).astype(np.float32)
-    points = np.exp(0.25j * np.pi * np.array([1, 3, 5, 7])).astype(np.complex64)
+    points: Samples = np.exp(0.25j * np.pi * np.array([1, 3, 5, 7])).astype(np.complex64)
 
     @functools.lru_cache(maxsize=CACHED_BLOCKS)
-    def block(index: int) -> np.ndarray:
-        return points[generator(seed, Purpose.WAVEFORM, index).integers(0, 4, SYMBOL_BLOCK)]
+    def block(index: int) -> Samples:
+        symbols: Samples = points[generator(seed, Purpose.WAVEFORM, index).integers(0, 4, SYMBOL_BLOCK)]
+        return symbols
 
-    def samples(first: int, count: int) -> np.ndarray:
+    def samples(first: int, count: int) -> Samples:
         position = np.arange(first, first + count) * step
         start = math.floor(position[0]) + int(offset[0])
         symbols = gather(block, SYMBOL_BLOCK, start, math.floor(position[-1]) - start + int(offset[-1]) + 1)
         whole = np.floor(position)
         weights = pulse[((position - whole) * QPSK_PHASES).astype(np.int64)]
         windows = np.lib.stride_tricks.sliding_window_view(symbols, QPSK_SPAN)
-        return np.einsum("nk,nk->n", windows[whole.astype(np.int64) - math.floor(position[0])], weights)
+        signal: Samples = np.einsum("nk,nk->n", windows[whole.astype(np.int64) - math.floor(position[0])], weights)
+        return signal
 
     return samples
 
 
-def root_raised_cosine(time: np.ndarray, roll_off: float) -> np.ndarray:
+def root_raised_cosine(time: Floats, roll_off: float) -> Floats:
     """The pulse at `time` in symbols, real, unit energy. Source: Proakis, Digital Communications, 9.2."""
     edge = np.abs(np.abs(4.0 * roll_off * time) - 1.0) < 1e-9
     safe = np.where((time == 0.0) | edge, 0.1, time)
@@ -217,7 +225,7 @@ def root_raised_cosine(time: np.ndarray, roll_off: float) -> np.ndarray:
         (1.0 + 2.0 / np.pi) * math.sin(np.pi / (4.0 * roll_off))
         + (1.0 - 2.0 / np.pi) * math.cos(np.pi / (4.0 * roll_off))
     )
-    result: np.ndarray = np.where(time == 0.0, 1.0 + roll_off * (4.0 / np.pi - 1.0), np.where(edge, at_edge, pulse))
+    result: Floats = np.where(time == 0.0, 1.0 + roll_off * (4.0 / np.pi - 1.0), np.where(edge, at_edge, pulse))
     return result
 
 
