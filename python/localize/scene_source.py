@@ -13,6 +13,7 @@ from gnuradio import gr
 from localize_core.errors import ConfigError
 from localize_core.simulation.scene import Place, Scene, SceneConfig
 
+from . import tags
 from .guard import WORK_DONE, guarded
 
 TAG_INTERVAL_S = 1.0
@@ -78,12 +79,12 @@ class scene_source(gr.sync_block):
         interval = TAG_INTERVAL_S * self.scene.sample_rate_hz
         for number in range(math.ceil(first / interval), math.ceil((first + count) / interval)):
             offset = math.ceil(number * interval)
-            whole, fraction = self.scene.time(offset)
-            stamp = pmt.make_tuple(pmt.from_uint64(whole), pmt.from_double(fraction))
-            for output in range(len(self.scene.receivers)):
-                self.add_item_tag(output, offset, pmt.intern("rx_time"), stamp)
-                self.add_item_tag(output, offset, pmt.intern("rx_rate"), pmt.from_double(self.scene.sample_rate_hz))
-                self.add_item_tag(output, offset, pmt.intern("rx_freq"), pmt.from_double(self.scene.frequency_hz))
+            for key, value in (
+                (tags.RX_TIME, tags.time_to_pmt(*self.scene.time(offset))),
+                (tags.RX_RATE, pmt.from_double(self.scene.sample_rate_hz)),
+                (tags.RX_FREQ, pmt.from_double(self.scene.frequency_hz)),
+            ):
+                tags.write(self, len(self.scene.receivers), offset - first, key, value)
 
 
 def _place(receiver: tuple[Any, ...]) -> Place:
