@@ -36,6 +36,9 @@ apt-config dump | grep -i '^Acquire::.*proxy' >"$bare/etc/apt/apt.conf.d/99host"
 for file in /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do
   [ ! -f "$file" ] || install -D -m 644 -- "$file" "$bare$file"
 done
+# once more where Debian's own certificates, when they come, do not overwrite it
+[ ! -f /etc/ssl/certs/ca-certificates.crt ] ||
+  install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$bare/usr/local/share/ca-certificates/host.crt"
 mapfile -t environment < <(env | grep -iE '^([a-z_]+_proxy|[a-z_]*(ca_bundle|ssl_cert_file|pip_)[a-z_]*)=')
 
 start() { # WHAT COMMAND…: run in the bare machine, say how long it took
