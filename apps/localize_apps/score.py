@@ -52,7 +52,7 @@ class _Truth(click.ParamType):
         return Position(latitude, longitude)
 
 
-@click.command()
+@click.command("score")
 @click.argument("fixes", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--truth", type=_Truth(), required=True, help="A fixed place, or a track with its times.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")

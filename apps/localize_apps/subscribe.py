@@ -62,7 +62,7 @@ def receive(endpoint: str, topic: str, timeout_s: float | None) -> Iterator[Fix]
     raise PublishError(f"no fix from {endpoint} for {timeout_s:g} s")
 
 
-@click.command()
+@click.command("subscribe")
 @click.argument("endpoint", default="tcp://127.0.0.1:5555")
 @click.option("--topic", default="fix", show_default=True, help="Topic to subscribe to.")
 @click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON.")

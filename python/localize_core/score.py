@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from localize_core.errors import ConfigError, SourceError
@@ -26,9 +27,9 @@ PROBABILITIES = {"39.35": -math.expm1(-0.5), "50": 0.5, "68": 0.68, "90": 0.9, "
 class Track:
     """A moving truth. Each array has shape (n,), n >= 2: Unix times in seconds, increasing; WGS84 degrees."""
 
-    times_s: np.ndarray
-    latitude: np.ndarray
-    longitude: np.ndarray
+    times_s: NDArray[np.float64]
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         if not len(self.times_s) == len(self.latitude) == len(self.longitude) >= 2:
@@ -38,7 +39,7 @@ class Track:
         if not (np.all(np.abs(self.latitude) <= 90.0) and np.all(np.abs(self.longitude) <= 180.0)):
             raise ConfigError("a track's latitude lies in [-90, 90] and its longitude in [-180, 180]")
 
-    def at(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, times_s: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Latitude and longitude at `times_s`, linear in time. NaN more than one step before or after the track."""
         step = np.clip(np.searchsorted(self.times_s, times_s, side="right") - 1, 0, len(self.times_s) - 2)
         duration_s = self.times_s[step + 1] - self.times_s[step]

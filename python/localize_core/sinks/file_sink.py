@@ -91,13 +91,10 @@ class FileFixSink:
         if self.max_bytes is not None and size and size + len(line) > self.max_bytes:
             self._rotate()
             size = 0
-        try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                raise PublishError(f"only {written} of {len(line)} bytes could be written")
-        except (OSError, PublishError):
+        written = os.write(self._descriptor, line)
+        if written < len(line):
             os.ftruncate(self._descriptor, size)
-            raise
+            raise PublishError(f"only {written} of {len(line)} bytes could be written")
 
     def _rotate(self) -> None:
         """Move the files up and go on in a new one. If that cannot be opened, the next fix tries again."""

@@ -37,7 +37,7 @@ class ZmqFixSink:
 
     A subscriber's queue holds `high_water_mark` fixes. While one is full, fixes are dropped for all and counted:
     ZMQ_XPUB_NODROP turns the silent drop of a PUB socket into EAGAIN, before any subscriber was given the fix. So
-    that one stopped subscriber cannot silence the others, its connection ends after STALLED_MS without progress.
+    that one stopped subscriber cannot silence the others, its TCP connection ends after STALLED_MS without progress.
     A fix that nobody has subscribed to counts as sent.
 
     `bind` False connects to a forwarder instead. `close()` waits at most `linger_ms` for queued fixes to leave.

@@ -142,9 +142,12 @@ def format_timestamp(timestamp: datetime) -> str:
 def parse_timestamp(text: str) -> datetime:
     """The inverse of `format_timestamp`. Raises ConfigError for anything else."""
     try:
-        return datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=timezone.utc)
-    except ValueError as error:
-        raise ConfigError(f"timestamp={text!r}: wanted ISO 8601 like 2026-01-02T03:04:05.678901Z") from error
+        timestamp = datetime.strptime(text, TIMESTAMP_FORMAT).replace(tzinfo=timezone.utc)
+        if format_timestamp(timestamp) == text:  # strptime alone is satisfied with fewer digits
+            return timestamp
+    except ValueError:
+        pass
+    raise ConfigError(f"timestamp={text!r}: wanted ISO 8601 like 2026-01-02T03:04:05.678901Z")
 
 
 def _position(position: Position) -> dict[str, Any]:
@@ -191,14 +194,15 @@ def _read_position(fields: _Fields) -> Position:
 
 def _read_uncertainty(fields: _Fields) -> Uncertainty:
     """What follows from the sigmas is not kept, but must be there: others read it."""
-    for name in ("semi_major_m", "semi_minor_m", "azimuth_deg"):
-        fields.number(name, 0.0)
     fields.square("covariance_m2")
+    fields.positive("semi_major_m")
+    fields.positive("semi_minor_m")
+    fields.number("azimuth_deg", 0.0, math.nextafter(180.0, 0.0))
     return Uncertainty(
         sigma_x=fields.positive("sigma_x"),
         sigma_y=fields.positive("sigma_y"),
         theta=fields.number("theta"),
-        probability=fields.number("probability", 0.0, 1.0),
+        probability=fields.number("probability"),
     )
 
 
