@@ -16,6 +16,8 @@ from localize_core.errors import ConfigError, LocalizeError
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
 COMMANDS = {
+    "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
+    "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),
 }
 
@@ -31,7 +33,15 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        try:
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("localize_apps", "localize_core"):
+                raise
+            raise ConfigError(
+                f"{cmd_name} needs the package {package}: `gr-localize doctor` says how to get it"
+            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

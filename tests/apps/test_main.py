@@ -77,6 +77,14 @@ def test_our_errors_are_one_line_on_standard_error(
     assert captured.out == ""
 
 
+def test_a_missing_package_leads_to_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(COMMANDS, "probe", ("no_such_package.probe", "Of the test."))
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err == (
+        "gr-localize: probe needs the package no_such_package: `gr-localize doctor` says how to get it\n"
+    )
+
+
 def test_interrupt_is_130(add_command: Callable[[Callable[[], object]], None]) -> None:
     add_command(lambda: signal.raise_signal(signal.SIGINT))
     assert main(["probe"]) == 130
