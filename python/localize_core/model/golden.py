@@ -1,4 +1,4 @@
-"""Golden vectors: a seeded input that looks like an emitter inside the area, to prove that a model still answers the same."""
+"""Golden vectors: a seeded input like that of an emitter among the receivers proves that a model answers as ever."""
 
 from __future__ import annotations
 

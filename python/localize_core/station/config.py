@@ -235,11 +235,14 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
     )
 
 
-def load_station(path: str | Path) -> Station:
-    """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule."""
+def load_station(path: str | Path, *, folder: Path | None = None) -> Station:
+    """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule.
+
+    `folder`: where relative paths start; None for the file's own folder.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    return parse_station(text, folder=path.resolve().parent, name=str(path))
+    return parse_station(text, folder=(folder or path.parent).resolve(), name=str(path))

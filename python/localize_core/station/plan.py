@@ -30,7 +30,7 @@ FRAMES_AIMED_AT = 32
 SMALLEST_FFT = 256
 LARGEST_FFT = 16384
 CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
-"""Standard deviation of a receiver's clock by kind of source: what GNSS leaves in a KiwiSDR; a scene has true clocks."""
+"""Standard deviation of a receiver's clock by kind of source: what GNSS leaves in a KiwiSDR; scenes have true clocks."""
 SAMPLE_SIGMA = 0.01
 """Part of a sample that resampling and interpolation may be off."""
 

@@ -23,7 +23,6 @@ REASONS: dict[str, str] = {
     "invalid_samples": "NaN or infinite samples in receivers that the model cannot do without",
     "silence": "every receiver delivers zeros",
     "model_error": "inference failed or returned values that are not finite",
-    "outside_area": "the estimate lies outside the area that the model was made for",
 }
 """Why there is no position: the word in a fix's `reason`, and what it means."""
 

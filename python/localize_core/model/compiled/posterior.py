@@ -117,7 +117,8 @@ class Posterior:
 
         `length_m` (batch, R): distances at which the path's variance is taken.
         """
-        assert self.arrivals is not None and self.spec.timing is not None
+        assert self.arrivals is not None
+        assert self.spec.timing is not None
         size = len(self.spec.receivers)
         _, path_variance = self.spec.timing.path.moments(length_m, op.sqrt)
         covariance = self.arrivals.covariance_m2 + diagonal(double(path_variance + blur_m**2), size)
@@ -129,7 +130,8 @@ class Posterior:
 
     def _misfit(self, length_m: Var, precision: Var) -> Var:
         """r' M r of points, (batch, points)."""
-        assert self.arrivals is not None and self.spec.timing is not None
+        assert self.arrivals is not None
+        assert self.spec.timing is not None
         excess, _ = self.spec.timing.path.moments(length_m, op.sqrt)
         residual = expand_dims(self.arrivals.length_m, 1) - length_m - excess
         residual = residual - mean(residual, 2, keep=True)
@@ -256,8 +258,11 @@ def ellipse(covariance: Var) -> Var:
     radius = op.sqrt(difference * difference + xy * xy)
     major = op.sqrt(middle + radius)
     minor = op.sqrt(op.max([middle - radius, middle * 1e-9]))
-    # Half-angle form of atan2(xy, difference) / 2, free of its branch cut: tan of the half angle is xy / (radius + difference).
-    theta = op.atan(xy / op.max([radius + difference, middle * 1e-9])) * (180.0 / math.pi)
+    # atan2(xy, difference) / 2 without its branch cut: by half angles from whichever axis is the nearer one.
+    from_east = op.atan(xy / op.max([radius + difference, middle * 1e-9]))
+    from_north = op.atan(xy / op.max([radius - difference, middle * 1e-9]))
+    theta = op.where(op.greater_or_equal(difference, const(0.0)), from_east, const(math.pi / 2.0) - from_north)
+    theta = theta * (180.0 / math.pi)
     return op.concat([expand_dims(value, 1) for value in (major, minor, theta)], axis=1)
 
 

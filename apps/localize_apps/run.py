@@ -1,0 +1,60 @@
+"""`gr-localize run`: a station without a screen."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from localize_core.station.config import load_station
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_json
+
+from localize_apps.runner import run_station
+from localize_apps.subscribe import fix_line
+
+log = logging.getLogger(__name__)
+
+
+@click.command("run")
+@click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path))
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after so many seconds of stream. Recordings end by themselves.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
+@click.option(
+    "--recordings",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that relative paths in STATION start from; by default the station file's own.",
+)
+@click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
+def command(station_file: Path, duration_s: float | None, as_json: bool, folder: Path | None, fast: bool) -> int:
+    """Run the station described in the file STATION and print its fixes.
+
+    Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work.
+    """
+    station = load_station(station_file, folder=folder)
+
+    def show(fix: Fix) -> None:
+        print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
+
+    def note(status: dict[str, Any]) -> None:
+        log.log(logging.INFO if status.get("state") in (None, "ready") else logging.WARNING, "status: %s", status)
+
+    result = run_station(station, on_fix=show, on_status=note, duration_s=duration_s, live=not fast)
+    if isinstance(result.failure, BrokenPipeError):
+        sys.stdout = None  # the reader is gone: nothing to flush at exit
+        return 0
+    if result.failure is not None:
+        click.echo(f"gr-localize: {result.failure}", err=True)
+        return 1
+    if result.fixes == 0:
+        click.echo("gr-localize: the streams ended before a window was full; no fix was made", err=True)
+        return 1
+    return 0

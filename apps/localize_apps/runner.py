@@ -1,0 +1,173 @@
+"""A station file as a running flowgraph: sources, localizer, sinks, until the end, a signal or a failure."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pmt
+from gnuradio import gr, localize
+from gnuradio.localize.pmt_codec import fix_from_pmt
+from localize_core.errors import LocalizeError
+from localize_core.station.config import KiwiWavSource, Station
+from localize_core.types.fix import Fix
+
+log = logging.getLogger(__name__)
+
+OnFix = Callable[[Fix], None]
+OnStatus = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `failure`: what ended a block, None where all ended well."""
+
+    fixes: int
+    dropped_windows: int
+    failure: Exception | None
+
+
+class _Listener(gr.sync_block):
+    """Hands messages to Python functions; an exception there ends the run."""
+
+    def __init__(self, on_fix: OnFix, on_status: OnStatus, on_failure: Callable[[], None]) -> None:
+        gr.sync_block.__init__(self, "listener", None, None)
+        self.failure: Exception | None = None
+        self.fixes = 0
+        self._on_fix, self._on_status, self._on_failure = on_fix, on_status, on_failure
+        for port, handler in (("fix", self._handle_fix), ("status", self._handle_status)):
+            self.message_port_register_in(pmt.intern(port))
+            self.set_msg_handler(pmt.intern(port), handler)
+
+    def _handle_fix(self, message: Any) -> None:
+        self.fixes += 1
+        self._guard(lambda: self._on_fix(fix_from_pmt(message)))
+
+    def _handle_status(self, message: Any) -> None:
+        self._guard(lambda: self._on_status(pmt.to_python(message)))
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever the listener's function raises: kept, and the run ends
+            self.failure = error
+            self._on_failure()
+
+
+class StationGraph(gr.top_block):
+    """Sources → localizer → sinks of a station. `duration_s`: end of simulated streams, None for endless.
+
+    `live`: pace simulated streams to real time and let windows go rather than fall behind.
+    Raises ConfigError, ModelError or SourceError before anything starts.
+    """
+
+    def __init__(self, station: Station, listener: _Listener, *, duration_s: float | None, live: bool) -> None:
+        gr.top_block.__init__(self, station.station.name, catch_exceptions=False)
+        self.localizer = localize.localizer(
+            station,
+            n_receivers=len(station.receiver),
+            min_confidence=station.model.min_confidence,
+            probability=station.model.probability,
+            live=live,
+        )
+        self.watched: list[Any] = [self.localizer, listener]
+        for index, (source, port) in enumerate(self._sources(station, duration_s, live)):
+            self.connect((source, port), (self.localizer, index))
+        for sink in self._sinks(station):
+            self.watched.append(sink)
+            self.msg_connect(self.localizer, "fix", sink, "fix")
+        self.msg_connect(self.localizer, "fix", listener, "fix")
+        self.msg_connect(self.localizer, "status", listener, "status")
+
+    def _sources(self, station: Station, duration_s: float | None, live: bool) -> Iterator[tuple[Any, int]]:
+        table = station.station
+        if station.scene is not None and station.source_kind == "scene":
+            scene = localize.scene_source(
+                [(r.name, r.latitude, r.longitude, r.altitude_m) for r in station.receiver],
+                table.sample_rate_hz,
+                table.frequency_hz,
+                duration_s=duration_s or 0.0,
+                throttle=live,
+                **station.scene.model_dump(),
+            )
+            self.watched.append(scene)
+            yield from ((scene, port) for port in range(len(station.receiver)))
+            return
+        for receiver in station.receiver:
+            assert isinstance(receiver.source, KiwiWavSource)
+            source = localize.kiwi_wav_source(str(receiver.source.path), frequency_hz=table.frequency_hz)
+            self.watched.append(source)
+            yield source, 0
+
+    @staticmethod
+    def _sinks(station: Station) -> Iterator[Any]:
+        for table in station.publish.zmq:
+            yield localize.zmq_fix_sink(**table.model_dump())
+        for file in station.publish.file:
+            yield localize.file_fix_sink(str(file.path), max_bytes=file.max_bytes, max_files=file.max_files)
+
+    @property
+    def failure(self) -> Exception | None:
+        return next((block.failure for block in self.watched if block.failure is not None), None)
+
+
+def run_station(
+    station: Station,
+    *,
+    on_fix: OnFix,
+    on_status: OnStatus | None = None,
+    duration_s: float | None = None,
+    live: bool = True,
+    stopped: threading.Event | None = None,
+) -> RunResult:
+    """Run a station until its sources end, `duration_s` of stream has passed, `stopped` is set or a signal comes.
+
+    `live=False` runs simulated streams as fast as they go, losing nothing. Callbacks come from one thread of the
+    flowgraph, in order. Raises ConfigError, ModelError or SourceError before anything starts.
+    """
+    stopped = stopped or threading.Event()
+    listener = _Listener(on_fix, on_status or (lambda _: None), stopped.set)
+    live = live and station.source_kind != "kiwi-wav"
+    graph = StationGraph(station, listener, duration_s=duration_s, live=live)
+    ended = threading.Event()
+
+    def wait() -> None:
+        graph.wait()
+        ended.set()
+        stopped.set()
+
+    with _signals(stopped):
+        graph.start()
+        waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
+        waiter.start()
+        while not stopped.wait(0.2):
+            if graph.failure is not None:
+                break
+        if not ended.is_set():
+            graph.stop()
+            waiter.join(timeout=10.0)
+    failure = graph.failure
+    if failure is None and not ended.is_set():
+        failure = LocalizeError("the flowgraph did not stop within 10 s")
+    return RunResult(listener.fixes, graph.localizer.inference.dropped, failure)
+
+
+@contextmanager
+def _signals(stopped: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stopped` meanwhile; elsewhere than in the main thread signals stay as they are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,106 @@
+"""Receivers' IQ streams to fixes: alignment, features and inference in one block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gnuradio import gr
+from localize_core.errors import ConfigError
+from localize_core.model.onnx_model import OnnxModel
+from localize_core.model.store import compiled_model_path
+from localize_core.station.config import Station, load_station
+from localize_core.station.plan import plan_station
+
+from .cross_correlation import cross_correlation
+from .mel_spectrogram import mel_spectrogram
+from .onnx_inference import onnx_inference
+from .time_align import time_align
+
+
+class localizer(gr.hier_block2):
+    """N complex streams, in the order of the station's receivers, to `fix` and `status` messages.
+
+    `source`: a station file (.toml), whose geometry is compiled or whose `[model]` names a model, or an ONNX file with
+    a contract. `n_receivers` must be that of the station. `align`: put the streams on a common time grid first, by
+    their `rx_time` tags. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0
+    take the station's.
+
+    Raises ConfigError or ModelError before the flowgraph starts.
+    """
+
+    def __init__(
+        self,
+        source: str | Station,
+        n_receivers: int,
+        align: bool = True,
+        time_steps: int = 0,
+        window_hop: int = 0,
+        min_confidence: float = 0.5,
+        probability: float = 0.95,
+        live: bool = False,
+        name: str = "",
+    ) -> None:
+        gr.hier_block2.__init__(
+            self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
+        )
+        model = source
+        if isinstance(source, Station) or str(source).endswith(".toml"):
+            station = source if isinstance(source, Station) else load_station(source)
+            plan = plan_station(station)
+            name = name or station.station.name
+            time_steps, window_hop = time_steps or plan.time_steps, window_hop or plan.window_hop
+            model = compiled_model_path(plan.spec) if station.model.uri == "compiled" else station.model.uri
+        contract = OnnxModel(str(model)).contract
+        if contract.time_steps is not None:
+            time_steps = 0 if time_steps == 0 else contract.time_steps
+        wanted = len(contract.receivers)
+        if n_receivers != wanted:
+            names = ", ".join(receiver.name for receiver in contract.receivers)
+            raise ConfigError(f"n_receivers={n_receivers}: the model {contract.name} wants {wanted} ({names})")
+
+        self.inference = onnx_inference(
+            str(model),
+            station=name or contract.name,
+            time_steps=time_steps,
+            window_hop=window_hop,
+            min_confidence=min_confidence,
+            probability=probability,
+            live=live,
+        )
+        self.blocks: list[Any] = [self.inference]
+        streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
+        if align and n_receivers > 1:
+            aligner = time_align(sample_rate_hz=contract.sample_rate_hz, n_receivers=n_receivers)
+            self.blocks.append(aligner)
+            for index, stream in enumerate(streams):
+                self.connect(stream, (aligner, index))
+            streams = [(aligner, index) for index in range(n_receivers)]
+        port = 0
+        mel, correlation = contract.mel_config, contract.correlation_config
+        if mel is not None:
+            for stream in streams:
+                parameters = {key: value for key, value in mel.as_dict().items() if key != "feature"}
+                feature = mel_spectrogram(**parameters)
+                self.blocks.append(feature)
+                self.connect(stream, feature, (self.inference, port))
+                port += 1
+        if correlation is not None:
+            parameters = {key: value for key, value in correlation.as_dict().items() if key != "feature"}
+            feature = cross_correlation(**parameters)
+            self.blocks.append(feature)
+            for index, stream in enumerate(streams):
+                self.connect(stream, (feature, index))
+            for pair in range(len(correlation.pairs)):
+                self.connect((feature, pair), (self.inference, port + pair))
+        for message in ("fix", "status"):
+            self.message_port_register_hier_out(message)
+            self.msg_connect(self.inference, message, self, message)
+
+    def set_min_confidence(self, min_confidence: float) -> None:
+        """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
+        self.inference.set_min_confidence(min_confidence)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended one of the blocks inside, if one has failed."""
+        return next((block.failure for block in self.blocks if block.failure is not None), None)

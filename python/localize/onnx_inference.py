@@ -1,0 +1,235 @@
+"""Windows of feature frames to fixes: inference with an ONNX model, off the scheduler's thread."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pmt
+from gnuradio import gr
+from localize_core.engine.locator import Locator, WindowContext
+from localize_core.engine.windows import Window, WindowAssembler
+from localize_core.engine.worker import InferenceWorker
+from localize_core.errors import ConfigError, ModelError
+from localize_core.model.contract import Contract
+from localize_core.model.golden import check_golden
+from localize_core.model.onnx_model import OnnxModel
+from localize_core.types.fix import Alignment, Fix
+
+from . import tags
+from .guard import guarded
+from .pmt_codec import fix_to_pmt
+
+
+class onnx_inference(gr.sync_block):
+    """Feature vectors, one input per channel of the model's contract, to `fix` and `status` messages.
+
+    `model`: path of an ONNX file; its contract says how many inputs there are and what each must carry. `contract`:
+    path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where the contract
+    says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
+    may be dropped when inference is slow (radios), or the stream waits (recordings).
+
+    Raises ConfigError or ModelError before the flowgraph starts: for an unusable model, a contract that differs, a
+    golden vector that no longer comes out, or sizes that cannot work.
+    """
+
+    FIX_PORT = pmt.intern("fix")
+    STATUS_PORT = pmt.intern("status")
+
+    def __init__(
+        self,
+        model: str,
+        station: str = "station",
+        time_steps: int = 0,
+        window_hop: int = 0,
+        min_confidence: float = 0.5,
+        probability: float = 0.95,
+        live: bool = False,
+        contract: str = "",
+        stream: str = "",
+    ) -> None:
+        loaded = OnnxModel(model, contract=_sidecar(contract))
+        check_golden(loaded)
+        self.contract = loaded.contract
+        channels, rows = len(self.contract.channels), self.contract.rows
+        gr.sync_block.__init__(self, "onnx_inference", [(np.float32, rows)] * channels, None)
+        self.failure: Exception | None = None
+        self.set_tag_propagation_policy(gr.TPP_DONT)
+        self.message_port_register_out(self.FIX_PORT)
+        self.message_port_register_out(self.STATUS_PORT)
+        self._steps = _agreed_steps(self.contract, time_steps)
+        self._assembler = WindowAssembler(
+            channels,
+            rows,
+            len(self.contract.receivers),
+            time_steps=self._steps,
+            window_hop=window_hop or self._steps,
+        )
+        self._locator = Locator(loaded, probability=probability)
+        self.set_min_confidence(min_confidence)
+        self._live = live
+        self._station = station
+        self._stream = stream or uuid.uuid4().hex[:8]
+        self._worker: InferenceWorker | None = None
+        self._sequence = 0
+        self._state: dict[str, Any] = {}
+        self._frames = 0
+        self._warmup = 0
+        self._started: tuple[int, int, float] | None = None  # frame, whole seconds, fraction
+        self._rate_hz = self.contract.sample_rate_hz
+        self._frequency_hz = self.contract.frequency_hz
+        self._alignment: Alignment | None = None
+
+    def set_min_confidence(self, min_confidence: float) -> None:
+        """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
+        if not 0.0 <= min_confidence <= 1.0:
+            raise ConfigError(f"min_confidence={min_confidence}: must lie between 0 and 1")
+        self._locator.min_confidence = min_confidence
+
+    @property
+    def dropped(self) -> int:
+        """Windows that were lost because inference was slow."""
+        return self._worker.dropped if self._worker is not None else 0
+
+    def start(self) -> bool:
+        self._worker = InferenceWorker(self._locator, self._publish, policy="drop-oldest" if self._live else "block")
+        self._worker.start()
+        self._report(state="ready", model=self.contract.name, sha256=self._locator.model.sha256)
+        return True
+
+    def stop(self) -> bool:
+        if self._worker is not None:
+            self._worker.stop()
+        return True
+
+    @guarded
+    def work(self, input_items: Any, output_items: Any) -> int:
+        assert self._worker is not None  # the scheduler calls start() first
+        count = len(input_items[0])
+        self._read_tags(count)
+        features = np.stack(input_items, axis=1)
+        level_db, flags = self._quality(count)
+        skipped = min(max(self._warmup - self._frames, 0), count)
+        if skipped:
+            self._assembler.restart(self._frames + skipped)
+        for window in self._assembler.push(features[skipped:], level_db[skipped:], flags[skipped:]):
+            self._worker.submit(window, self._context(window))
+            self._sequence += 1
+        self._frames += count
+        if not self._live:
+            # GNU Radio gives no notice of the end of a recording: nothing may be pending when work() returns.
+            self._worker.drain()
+        self._report_drops()
+        return count
+
+    def _read_tags(self, count: int) -> None:
+        for port, channel in enumerate(self.contract.channels):
+            first = self.nitems_read(port)
+            for tag in self.get_tags_in_range(port, first, first + count, tags.FEATURES):
+                self._check_features(port, channel.parameters, tag.value)
+        first = self.nitems_read(0)
+        for tag in self.get_tags_in_range(0, first, first + count):
+            if pmt.eq(tag.key, tags.RX_TIME):
+                moment = tags.time_from_pmt(tag.value)
+                if moment is not None:
+                    self._started = (tag.offset, *moment)
+            elif pmt.eq(tag.key, tags.RX_FREQ) and pmt.is_number(tag.value):
+                self._frequency_hz = float(pmt.to_double(tag.value))
+            elif pmt.eq(tag.key, tags.ALIGNMENT):
+                self._alignment = tags.alignment_from_pmt(tag.value)
+
+    def _check_features(self, port: int, wanted: dict[str, Any], value: Any) -> None:
+        found = tags.features_from_pmt(value)
+        if found is None:
+            return
+        configuration, warmup_frames = found
+        differing = [key for key in wanted if configuration.get(key) != wanted[key]]
+        if differing:
+            both = ", ".join(f"{key}={wanted[key]!r} (input gives {configuration.get(key)!r})" for key in differing)
+            raise ModelError(f"input {port}: the model {self.contract.name} wants {both}")
+        self._warmup = max(self._warmup, warmup_frames)
+
+    def _quality(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Levels and flags of the next frames out of the tags of all inputs, (count, receivers)."""
+        index = {receiver.name: k for k, receiver in enumerate(self.contract.receivers)}
+        everyone = list(index.values())
+        level_db = np.full((count, len(everyone)), np.nan, np.float32)
+        flags = np.zeros((count, len(everyone)), np.int32)
+        read: set[str] = set()
+        for port, channel in enumerate(self.contract.channels):
+            # A correlation block writes all receivers' quality on each of its outputs: once is enough.
+            if channel.feature == "cross_correlation" and channel.feature in read:
+                continue
+            read.add(channel.feature)
+            of = [index[name] for name in channel.receivers] if channel.feature == "log_mel" else everyone
+            first = self.nitems_read(port)
+            for tag in self.get_tags_in_range(port, first, first + count):
+                if pmt.eq(tag.key, tags.LEVELS) and pmt.length(tag.value) == len(of):
+                    level_db[tag.offset - first, of] = pmt.f32vector_elements(tag.value)
+                elif pmt.eq(tag.key, tags.FLAGS) and pmt.length(tag.value) == len(of):
+                    flags[tag.offset - first, of] |= np.array(pmt.s32vector_elements(tag.value), np.int32)
+        return level_db, flags
+
+    def _context(self, window: Window) -> WindowContext:
+        hop_s = self.contract.hop / self._rate_hz
+        if self._started is not None:
+            frame, seconds, fraction = self._started
+            start = tags.shift_time(seconds, fraction, (window.first_frame - frame) * hop_s)
+        else:
+            now = time.time() - self._steps * hop_s
+            start = (int(now), now % 1.0)
+        return WindowContext(
+            station=self._station,
+            stream=self._stream,
+            sequence=self._sequence,
+            start=start,
+            time_source="rx_time" if self._started is not None else "host",
+            frequency_hz=self._frequency_hz,
+            alignment=self._alignment,
+            completed_s=time.monotonic(),
+            dropped=0,
+        )
+
+    def _publish(self, fix: Fix) -> None:
+        self.message_port_pub(self.FIX_PORT, fix_to_pmt(fix))
+        if fix.reason == "model_error":
+            self._report(state="degraded", reason="model_error")
+        else:
+            self._report(state="ready")
+
+    def _report_drops(self) -> None:
+        if self._live and self.dropped != self._state.get("dropped", 0):
+            self._report(dropped=self.dropped)
+
+    def _report(self, **changes: Any) -> None:
+        """Publish the status when something in it has changed."""
+        state = {**self._state, **changes}
+        if state.get("state") == "ready":
+            state.pop("reason", None)
+        if state != self._state:
+            self._state = state
+            self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(state))
+
+
+def _sidecar(path: str) -> Contract | None:
+    if not path:
+        return None
+    try:
+        return Contract.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"contract={path}: cannot be read: {error}") from error
+
+
+def _agreed_steps(contract: Contract, time_steps: int) -> int:
+    if contract.time_steps is None:
+        if time_steps < 1:
+            raise ConfigError(
+                f"time_steps={time_steps}: the model {contract.name} takes windows of any length, say how many frames"
+            )
+        return time_steps
+    if time_steps not in (0, contract.time_steps):
+        raise ConfigError(f"time_steps={time_steps}: the model {contract.name} wants {contract.time_steps}")
+    return contract.time_steps

@@ -1,0 +1,171 @@
+"""One window in, one fix out: normalisation, inference, and the decision whether the answer is a position."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+
+from localize_core.engine.windows import Window
+from localize_core.errors import EngineError
+from localize_core.features.quality import SampleFlag
+from localize_core.geodesy import LocalFrame
+from localize_core.model.contract import Contract
+from localize_core.model.onnx_model import ModelOutput, OnnxModel
+from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class WindowContext:
+    """What is known of a window beside its features.
+
+    `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest. `completed_s`:
+    monotonic clock when its last frame came. `dropped`: windows of this stream lost just before it.
+    """
+
+    station: str
+    stream: str
+    sequence: int
+    start: tuple[int, float]
+    time_source: TimeSource
+    frequency_hz: float | None
+    alignment: Alignment | None
+    completed_s: float
+    dropped: int
+
+
+class Locator:
+    """Turns windows into fixes with one model.
+
+    `min_confidence`: below it the answer is no fix. `probability`: what the ellipse of a fix is said to hold.
+    """
+
+    def __init__(self, model: OnnxModel, *, min_confidence: float = 0.5, probability: float = 0.95) -> None:
+        self.model = model
+        self.min_confidence = min_confidence
+        self.probability = probability
+        self._channel_receivers = _channel_receivers(model.contract)
+
+    def locate(self, window: Window, context: WindowContext) -> Fix:
+        """Never raises on data: what cannot be answered is a fix without position that names its reason."""
+        contract = self.model.contract
+        finite = np.isfinite(window.features).all(axis=(1, 2))
+        usable = ~window.unusable & np.array([finite[channels].all() for channels in self._channel_receivers])
+        reason = _refusal(window, usable, contract.min_receivers)
+        output: ModelOutput | None = None
+        began = time.perf_counter()
+        if reason is None:
+            features = contract.normalisation.apply(self._masked(window.features, usable))
+            try:
+                output = self.model.run(features[None])
+            except EngineError:
+                reason = "model_error"
+        ended = time.perf_counter()
+        position: Position | None = None
+        uncertainty: Uncertainty | None = None
+        confidence = 0.0
+        if output is not None:
+            values = np.concatenate([output.position[0], output.uncertainty[0], output.confidence[0]])
+            if not np.isfinite(values).all() or min(output.uncertainty[0, :2]) <= 0.0:
+                reason = "model_error"
+            else:
+                confidence = float(np.clip(output.confidence[0, 0], 0.0, 1.0))
+                if confidence < self.min_confidence:
+                    reason = "no_emitter"
+                else:
+                    position, uncertainty = self._place(output)
+        duration_s = window.features.shape[2] * contract.hop / contract.sample_rate_hz
+        return Fix(
+            station=context.station,
+            stream=context.stream,
+            sequence=context.sequence,
+            timestamp=self._centre(context.start, duration_s),
+            time_source=context.time_source,
+            status="ok" if reason is None else "no_fix",
+            reason=reason,
+            position=position,
+            uncertainty=uncertainty,
+            confidence=confidence,
+            frequency_hz=context.frequency_hz,
+            receivers=_reports(window, usable, contract),
+            model=self.model.identity,
+            window_samples=window.features.shape[2] * contract.hop,
+            window_duration_s=duration_s,
+            alignment=context.alignment,
+            inference_time_ms=(ended - began) * 1e3,
+            latency_ms=(time.monotonic() - context.completed_s) * 1e3,
+            dropped_windows=context.dropped,
+        )
+
+    def _masked(self, features: np.ndarray, usable: np.ndarray) -> np.ndarray:
+        """Features with the channels of unusable receivers emptied: no correlation, and power at its floor."""
+        if usable.all():
+            return features
+        masked = features.copy()
+        for index, channel in enumerate(self.model.contract.channels):
+            members = [k for k, channels in enumerate(self._channel_receivers) if index in channels]
+            if not usable[members].all():
+                offset = channel.parameters.get("log_offset", 1e-10)
+                masked[index] = math.log(offset) if channel.feature == "log_mel" else 0.0
+        return masked
+
+    def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty]:
+        sigma_x, sigma_y, theta = (float(value) for value in output.uncertainty[0])
+        frame = self.model.contract.frame
+        if frame.kind == "wgs84_deg":
+            latitude, longitude = (float(value) for value in output.position[0])
+            return Position(latitude, longitude), Uncertainty(sigma_x, sigma_y, theta, self.probability)
+        local: LocalFrame = frame.local
+        point = output.position[0].astype(float)
+        lat, lon = local.to_wgs84(point)
+        plane = Uncertainty(sigma_x, sigma_y, theta, self.probability)
+        values, axes = np.linalg.eigh(local.covariance_at(point, plane.covariance_m2))
+        major = math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        return Position(float(lat), float(lon)), Uncertainty(
+            math.sqrt(values[1]), math.sqrt(max(values[0], 0.0)), _half_turn(major), self.probability
+        )
+
+    def _centre(self, start: tuple[int, float], duration_s: float) -> datetime:
+        contract = self.model.contract
+        overhang_s = (contract.n_fft - contract.hop) / contract.sample_rate_hz
+        return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + (duration_s - overhang_s) / 2.0) * 1e6)
+
+
+def _half_turn(angle_deg: float) -> float:
+    """The same axis in (-90, 90] degrees."""
+    return 90.0 - (90.0 - angle_deg) % 180.0
+
+
+def _channel_receivers(contract: Contract) -> list[list[int]]:
+    """For each receiver the channels that it takes part in."""
+    return [
+        [k for k, channel in enumerate(contract.channels) if receiver.name in channel.receivers]
+        for receiver in contract.receivers
+    ]
+
+
+def _refusal(window: Window, usable: np.ndarray, min_receivers: int) -> str | None:
+    if int(usable.sum()) >= min_receivers:
+        return None
+    if all(flag & SampleFlag.SILENT for flag in window.flags):
+        return "silence"
+    if any(flag & SampleFlag.INVALID for flag, fine in zip(window.flags, usable, strict=True) if not fine):
+        return "invalid_samples"
+    return "too_few_receivers"
+
+
+def _reports(window: Window, usable: np.ndarray, contract: Contract) -> tuple[ReceiverReport, ...]:
+    return tuple(
+        ReceiverReport(
+            name=receiver.name,
+            level_db=float(level) if math.isfinite(level) else None,
+            used=bool(fine),
+            flags=flag.words,
+        )
+        for receiver, level, fine, flag in zip(contract.receivers, window.level_db, usable, window.flags, strict=True)
+    )

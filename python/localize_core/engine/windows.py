@@ -1,0 +1,96 @@
+"""Feature frames to windows: fixed spans of consecutive frames of all channels, which may overlap or leave some out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from localize_core.errors import ConfigError
+from localize_core.features.quality import SampleFlag
+
+
+@dataclass(frozen=True)
+class Window:
+    """A complete span of frames.
+
+    `first_frame`: its index in the stream. `features` (channels, rows, time_steps) float32. `level_db` (receivers,):
+    mean power of the receivers' samples, dB re full scale, NaN where unknown. `flags`: per receiver the union of
+    what its frames were flagged with; `unusable` (receivers,): whether most of its frames carry no signal to use.
+    """
+
+    first_frame: int
+    features: np.ndarray
+    level_db: np.ndarray
+    flags: tuple[SampleFlag, ...]
+    unusable: np.ndarray
+
+
+class WindowAssembler:
+    """Collects frames in order and gives windows as they fill. Holds no more than one window of frames.
+
+    `window_hop`: frames from one window's start to the next; `time_steps` puts them side by side. Raises ConfigError
+    when a size is not positive.
+    """
+
+    def __init__(self, channels: int, rows: int, receivers: int, *, time_steps: int, window_hop: int) -> None:
+        for name, value in (("time_steps", time_steps), ("window_hop", window_hop)):
+            if value < 1:
+                raise ConfigError(f"{name}={value}: must be at least 1")
+        self.time_steps, self.window_hop = time_steps, window_hop
+        self._features = np.empty((time_steps, channels, rows), np.float32)
+        self._level_db = np.empty((time_steps, receivers), np.float32)
+        self._flags = np.empty((time_steps, receivers), np.int32)
+        self._first = 0  # index of the frame that the buffer starts with
+        self._held = 0
+        self._skip = 0
+
+    def push(self, features: np.ndarray, level_db: np.ndarray, flags: np.ndarray) -> list[Window]:
+        """Take frames (n, channels, rows) with levels and flags (n, receivers); return the windows they complete."""
+        complete = []
+        taken, count = 0, len(features)
+        while taken < count:
+            if self._skip:
+                step = min(self._skip, count - taken)
+                self._skip -= step
+                self._first += step
+            else:
+                step = min(self.time_steps - self._held, count - taken)
+                into, outof = slice(self._held, self._held + step), slice(taken, taken + step)
+                self._features[into], self._level_db[into] = features[outof], level_db[outof]
+                self._flags[into] = flags[outof]
+                self._held += step
+                if self._held == self.time_steps:
+                    complete.append(self._window())
+                    self._advance()
+            taken += step
+        return complete
+
+    def restart(self, frame: int) -> None:
+        """Drop what is held: the next frame pushed is number `frame`, and begins a window."""
+        self._first, self._held, self._skip = frame, 0, 0
+
+    def _window(self) -> Window:
+        flags = np.bitwise_or.reduce(self._flags, axis=0)
+        lost = (self._flags & int(SampleFlag.INVALID | SampleFlag.SILENT | SampleFlag.UNALIGNED)) != 0
+        # dB are averaged as power: a window with one burst has the burst's mean power.
+        power = np.mean(10.0 ** (self._level_db.astype(np.float64) / 10.0), axis=0)
+        with np.errstate(divide="ignore"):
+            level_db = 10.0 * np.log10(power)
+        return Window(
+            first_frame=self._first,
+            features=np.ascontiguousarray(self._features.transpose(1, 2, 0)),
+            level_db=level_db,
+            flags=tuple(SampleFlag(int(value)) for value in flags),
+            unusable=lost.mean(axis=0) > 0.5,
+        )
+
+    def _advance(self) -> None:
+        self._first += self.window_hop
+        kept = max(self.time_steps - self.window_hop, 0)
+        self._skip = max(self.window_hop - self.time_steps, 0)
+        if self._skip:
+            self._first -= self._skip  # counted while the frames are passed over
+        for array in (self._features, self._level_db, self._flags):
+            array[:kept] = array[self.time_steps - kept :].copy()
+        self._held = kept
