@@ -103,11 +103,12 @@ def score(fixes: Iterable[Fix], truth: Position | Track) -> Score:
     else:
         true_latitude, true_longitude = np.full_like(times_s, truth.latitude), np.full_like(times_s, truth.longitude)
     matched = np.isfinite(true_latitude)
-    azimuth_deg, _, distance_m = GEOD.inv(
-        longitude[matched], latitude[matched], true_longitude[matched], true_latitude[matched]
-    )
+    places = (longitude, latitude, true_longitude, true_latitude)
+    # as lists: pyproj takes an array of one for a scalar
+    azimuth_deg, _, distance = GEOD.inv(*(degrees[matched].tolist() for degrees in places))
+    distance_m = np.array(distance)
     # Direction of the truth, counter-clockwise from the ellipse's x axis.
-    angle = np.radians(90.0 - azimuth_deg - theta[matched])
+    angle = np.radians(90.0 - np.array(azimuth_deg) - theta[matched])
     nees = (distance_m * np.cos(angle) / sigma_x[matched]) ** 2 + (distance_m * np.sin(angle) / sigma_y[matched]) ** 2
     count = len(nees)
     if count == 0:

@@ -93,16 +93,14 @@ class ZmqFixSink:
     def publish(self, fix: Fix) -> bool:
         """Queue the fix for every subscriber; False means that it was dropped. Never blocks."""
         frames = [self.topic.encode(), fix_to_json(fix).encode()]
+        if self._socket is None:
+            return self._drop("the socket is not open")
         try:
-            if self._socket is None:
-                raise zmq.ZMQError(zmq.ENOTSOCK)
             self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.Again:
+            return self._drop("a subscriber's queue is full")
         except zmq.ZMQError as error:
-            self.dropped += 1
-            if not self._dropping:
-                log.warning("dropping fixes for %s: %s", self.endpoint, _reason(error))
-            self._dropping = True
-            return False
+            return self._drop(str(error))
         self.sent += 1
         self._dropping = False
         return True
@@ -113,6 +111,9 @@ class ZmqFixSink:
             self._context.destroy(linger=self.linger_ms)
         self._context = self._socket = self.bound_endpoint = None
 
-
-def _reason(error: zmq.ZMQError) -> str:
-    return "a subscriber's queue is full" if error.errno == zmq.EAGAIN else error.strerror or str(error)
+    def _drop(self, reason: str) -> bool:
+        self.dropped += 1
+        if not self._dropping:
+            log.warning("dropping fixes for %s: %s", self.endpoint, reason)
+        self._dropping = True
+        return False

@@ -155,11 +155,15 @@ def _position(position: Position) -> dict[str, Any]:
 
 
 def _uncertainty(uncertainty: Uncertainty) -> dict[str, Any]:
+    try:
+        covariance_m2 = uncertainty.covariance_m2.tolist()
+    except OverflowError as error:
+        raise ConfigError(f"uncertainty: no finite covariance follows from {uncertainty}") from error
     return {
         "sigma_x": float(uncertainty.sigma_x),
         "sigma_y": float(uncertainty.sigma_y),
         "theta": float(uncertainty.theta),
-        "covariance_m2": uncertainty.covariance_m2.tolist(),
+        "covariance_m2": covariance_m2,
         "probability": float(uncertainty.probability),
         "semi_major_m": float(uncertainty.semi_major_m),
         "semi_minor_m": float(uncertainty.semi_minor_m),
