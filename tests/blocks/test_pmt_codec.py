@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import math
+
+import pmt
+import pytest
+from gnuradio.localize.pmt_codec import fix_from_pmt, fix_to_pmt
+from localize_core.errors import ConfigError
+from localize_core.types.fix import Alignment, ReceiverReport
+from localize_core.wire.fix_json import fix_to_dict
+
+
+def get(message, *path):
+    for name in path:
+        message = pmt.dict_ref(message, pmt.intern(name), pmt.from_bool(False))
+    return message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reason": "silence"},
+        {"receivers": ()},
+        {"receivers": (ReceiverReport("north", None, False, ("silent", "gap")), ReceiverReport("süd", -3.0, True))},
+        {"alignment": Alignment(None)},
+        {"alignment": Alignment(12.5, 3, 4), "frequency_hz": None, "cache_hit": True},
+    ],
+)
+def test_every_fix_comes_back(make_fix, changes):
+    fix = make_fix(**changes)
+    message = fix_to_pmt(fix)
+    assert fix_from_pmt(message) == fix
+    assert pmt.to_python(message) == fix_to_dict(fix)
+    assert fix_from_pmt(pmt.deserialize_str(pmt.serialize_str(message))) == fix
+
+
+def test_message_is_laid_out_like_the_json(make_fix):
+    message = fix_to_pmt(make_fix())
+    assert pmt.is_real(get(message, "position", "latitude"))
+    assert pmt.to_double(get(message, "position", "latitude")) == 45.123
+    assert pmt.to_double(get(message, "uncertainty", "semi_major_m")) == pytest.approx(110.2, abs=0.1)
+    assert pmt.symbol_to_string(get(message, "status")) == "ok"
+    assert pmt.to_long(get(message, "sequence")) == 412
+    assert pmt.is_null(get(message, "reason"))
+    receiver = pmt.vector_ref(get(message, "receivers"), 0)
+    assert pmt.symbol_to_string(get(receiver, "name")) == "north"
+
+
+def test_no_fix_has_nil_for_a_position(make_fix):
+    message = fix_to_pmt(make_fix(reason="silence"))
+    assert pmt.is_null(get(message, "position"))
+    assert pmt.is_null(get(message, "uncertainty"))
+
+
+def test_what_cannot_be_published_is_refused(make_fix):
+    with pytest.raises(ConfigError, match="confidence"):
+        fix_to_pmt(make_fix(confidence=math.nan))
+
+
+GARBAGE = {
+    "nil": pmt.PMT_NIL,
+    "true": pmt.PMT_T,
+    "number": pmt.from_long(3),
+    "symbol": pmt.intern("fix"),
+    "pdu": pmt.cons(pmt.make_dict(), pmt.init_u8vector(2, [1, 2])),
+    "list": pmt.list2(pmt.from_long(1), pmt.from_long(2)),
+    "other dict": pmt.to_pmt({"latitude": 0.0}),
+    "keys that cannot be hashed": pmt.dict_add(pmt.make_dict(), pmt.init_u8vector(1, [1]), pmt.from_long(1)),
+    "value without a Python form": pmt.dict_add(pmt.make_dict(), pmt.intern("s"), pmt.init_u64vector(1, [1])),
+}
+
+
+@pytest.mark.parametrize("message", GARBAGE.values(), ids=GARBAGE)
+def test_anything_else_is_refused(message):
+    with pytest.raises(ConfigError):
+        fix_from_pmt(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("confidence", math.nan), ("position", None), ("reason", "silence"), ("sequence", 1.5)]
+)
+def test_fix_with_a_wrong_field_is_refused_by_name(make_fix, name, value):
+    with pytest.raises(ConfigError, match=name):
+        fix_from_pmt(pmt.dict_add(fix_to_pmt(make_fix()), pmt.intern(name), pmt.to_pmt(value)))
