@@ -20,6 +20,7 @@ Booleans = NDArray[np.bool_]
 _MAX_PAIRS = 2000
 _MAX_SCORED = 4096
 _MIN_SUPPORT = 3
+_MIN_AGREEMENT = 0.25
 _TRIM_SIGMAS = 5.0
 _TRIM_FLOOR_S = 2e-9
 
@@ -101,7 +102,7 @@ def fit_clock(
     max_step_s: float = 600.0,
     step_unit: int = 1,
 ) -> ClockFit | None:
-    """Robust line through time stamps; None where no two stamps agree.
+    """Robust line through time stamps; None where less than a quarter of them agree.
 
     `sample_index`: rising. `time_s`: time of these samples relative to a whole base second near them, so that
     float64 keeps 0.1 ns. Stamps within `tolerance_s` of the largest consensus whose rate is within
@@ -129,7 +130,7 @@ def fit_clock(
         return None
     level = time - index * (nominal + slope)
     piece = _pieces(index, level, tolerance_s, max_step_s, step_unit * nominal)
-    if np.count_nonzero(piece >= 0) < 2:
+    if np.count_nonzero(piece >= 0) < _MIN_AGREEMENT * len(index):
         return None
     line = least_squares(index, time, piece, nominal)
     offsets = line.offsets_s
@@ -243,7 +244,7 @@ def _pieces(index: Floats, level: Floats, tolerance: float, max_step: float, uni
 def _clusters(level: Floats, tolerance: float) -> list[Integers]:
     """Groups of stamps within `tolerance` of their densest place, largest first; members in order of index."""
     order = np.argsort(level, kind="stable")
-    clusters = []
+    clusters: list[Integers] = []
     while len(order):
         values = level[order]
         reach = np.searchsorted(values, values + 2.0 * tolerance, side="right") - np.arange(len(values))

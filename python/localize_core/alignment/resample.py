@@ -35,7 +35,7 @@ def interpolate(
 def interpolate_at(
     samples: NDArray[np.complex64], whole: NDArray[np.int64], fraction: NDArray[np.float64]
 ) -> NDArray[np.complex64]:
-    """As `interpolate`, at `whole + fraction` counted from `samples[0]`, with `fraction` in [0, 1).
+    """As `interpolate`, at `whole + fraction` counted from `samples[0]`, with `fraction` in [0, 1].
 
     Keeping the two apart keeps full precision however long the stream is.
     """
@@ -68,13 +68,13 @@ def _interpolate_block(
 
 
 def _kernel_table() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Kernels of _PHASES fractions, (_PHASES, _TAPS), and the step from each to the next."""
+    """Kernels of the fractions 0, 1/_PHASES ... 1, (_PHASES + 1, _TAPS), and the step from each to the next."""
     fraction = np.arange(_PHASES + 1)[:, np.newaxis] / _PHASES
     distance = np.arange(1 - HALF_TAPS, HALF_TAPS + 1)[np.newaxis, :] - fraction
     window = np.i0(_BETA * np.sqrt(np.clip(1.0 - (distance / HALF_TAPS) ** 2, 0.0, None))) / np.i0(_BETA)
     table = np.sinc(distance) * window
     table[[0, -1]] = np.abs(distance[[0, -1]]) < 0.5
-    return table[:-1].astype(np.float32), np.diff(table, axis=0).astype(np.float32)
+    return table.astype(np.float32), np.diff(table, axis=0, append=table[-1:]).astype(np.float32)
 
 
 _TABLE, _RISE = _kernel_table()

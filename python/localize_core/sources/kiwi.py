@@ -118,7 +118,8 @@ def read_kiwi_wav(path: str | Path, *, max_fix_age_s: int = 120) -> KiwiRecordin
         & (stamps.second_of_week < WEEK_S)
         & (stamps.nanosecond < 1_000_000_000)
     )
-    fit, base_s, gaps = None, 0, ()
+    fit, base_s = None, 0
+    gaps: tuple[Gap, ...] = ()
     if usable.any():
         index = stamps.index[usable]
         seconds = stamps.second_of_week[usable]
@@ -166,19 +167,23 @@ def common_span(recordings: Sequence[KiwiRecording]) -> tuple[tuple[int, float],
 
     Raises ConfigError where there is no recording, one has no valid time, or they do not overlap.
     """
-    starts, ends = [], []
+    starts = []
     for recording in recordings:
         if recording.start_time is None:
             raise ConfigError(f"{recording.path}: its time stamps are not valid, so it shares no time with others")
         starts.append(recording.start_time)
-        ends.append(recording.start_time[1] + recording.duration_s)
     if not starts:
         raise ConfigError("no recordings, so no common time")
     start = max(starts)
-    duration_s = min(own[0] - start[0] + end for own, end in zip(starts, ends, strict=True)) - start[1]
+    # Relative to the latest start's whole second: seconds since 1970 would cost the fraction its nanoseconds.
+    ends_s = [
+        seconds - start[0] + fraction + recording.duration_s
+        for (seconds, fraction), recording in zip(starts, recordings, strict=True)
+    ]
+    duration_s = min(ends_s) - start[1]
     if duration_s <= 0.0:
-        latest, earliest = starts.index(start), int(np.argmin([own[0] + end for own, end in zip(starts, ends)]))
-        raise ConfigError(f"{recordings[latest].path} starts after {recordings[earliest].path} has ended")
+        first, last = recordings[ends_s.index(min(ends_s))], recordings[starts.index(start)]
+        raise ConfigError(f"{last.path} starts after {first.path} has ended")
     return start, duration_s
 
 
@@ -225,7 +230,7 @@ def _time_line(
     """The line of time against sample and the gaps in it; lost samples are whole blocks, so lines are."""
     nominal_hz = _nominal_rate_hz(index, time_s, header_rate_hz)
     rough = fit_clock(index, time_s, nominal_hz, max_rate_error=_MAX_RATE_ERROR, step_unit=block)
-    if rough is None or rough.used < max(2.0, _MIN_AGREEMENT * len(index)):
+    if rough is None:
         return None, ()
     gaps = tuple(Gap(step.index, round(step.seconds * rough.rate_hz / block) * block) for step in rough.steps)
     if not gaps:
