@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +15,9 @@ FEATURES = pmt.intern("localize_features")
 LEVELS = pmt.intern("localize_levels")
 FLAGS = pmt.intern("localize_flags")
 ALIGNMENT = pmt.intern("localize_alignment")
+GAP = pmt.intern("localize_gap")
+LENGTH = pmt.intern("localize_length")
+TIME_ERROR = pmt.intern("localize_time_error")
 
 
 class FeatureConfig(Protocol):
@@ -44,9 +46,20 @@ def time_from_pmt(value: Any) -> tuple[int, float] | None:
 
 def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, float]:
     """The time `offset_s` later, not before (0, 0.0): tags hold no negative time."""
-    carry = math.floor(fraction + offset_s)
-    seconds += carry
-    return (seconds, fraction + offset_s - carry) if seconds >= 0 else (0, 0.0)
+    carry, rest = divmod(fraction + offset_s, 1.0)
+    if rest >= 1.0:  # rounding: a hair below a whole second
+        carry, rest = carry + 1.0, 0.0
+    seconds += int(carry)
+    return (seconds, rest) if seconds >= 0 else (0, 0.0)
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    """A PMT dict as a Python one; empty for anything else."""
+    try:
+        fields = pmt.to_python(value) if pmt.is_dict(value) else None
+    except (ValueError, TypeError, RuntimeError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def features_to_pmt(config: FeatureConfig) -> Any:
@@ -56,9 +69,7 @@ def features_to_pmt(config: FeatureConfig) -> Any:
 
 def features_from_pmt(value: Any) -> tuple[dict[str, Any], int] | None:
     """Configuration as its `as_dict()`, and warm-up frames, of a `localize_features` tag; None if it is none."""
-    if not pmt.is_dict(value):
-        return None
-    configuration = pmt.to_python(value)
+    configuration = _dictionary(value)
     warmup_frames = configuration.pop("warmup_frames", None)
     return (configuration, warmup_frames) if isinstance(warmup_frames, int) else None
 
@@ -77,9 +88,7 @@ def alignment_to_pmt(alignment: Alignment) -> Any:
 
 def alignment_from_pmt(value: Any) -> Alignment | None:
     """What a `localize_alignment` tag says; None if it is no such value."""
-    if not pmt.is_dict(value):
-        return None
-    fields = pmt.to_python(value)
+    fields = _dictionary(value)
     residual_ns, filled, skipped = (fields.get(key) for key in ("residual_ns", "gaps_filled", "gaps_skipped"))
     if not isinstance(filled, int) or not isinstance(skipped, int) or not isinstance(residual_ns, float | None):
         return None

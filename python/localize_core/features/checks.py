@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -50,4 +50,7 @@ def known_fields(config_class: Any, feature: str, mapping: Mapping[str, Any]) ->
     allowed = [each.name for each in fields(config_class)]
     if unknown := sorted(set(values) - set(allowed)):
         raise ConfigError(f"unknown key {unknown[0]!r} in a {feature} configuration; allowed are {', '.join(allowed)}")
+    required = [each.name for each in fields(config_class) if each.default is MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"a {feature} configuration needs {missing[0]}")
     return values

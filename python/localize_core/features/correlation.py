@@ -217,7 +217,7 @@ class CrossCorrelation:
         return white, (self._n_padded / np.maximum(count, 1)).astype(np.float32)
 
 
-NEIGHBOURS = 12
+NEIGHBOURS = 16
 """Values on each side of the largest one that its refinement uses."""
 
 FINE = 32
@@ -228,7 +228,7 @@ def _interpolator() -> NDArray[np.float64]:
     """Kaiser-windowed sinc, (2 NEIGHBOURS + 1, 2 FINE + 1): from a peak and its neighbours to one step either side."""
     distance = np.arange(-FINE, FINE + 1) / FINE - np.arange(-NEIGHBOURS, NEIGHBOURS + 1)[:, None]
     inside = np.sqrt(np.maximum(0.0, 1.0 - np.square(distance / (NEIGHBOURS + 1))))
-    return np.asarray(np.sinc(distance) * np.i0(8.0 * inside) / np.i0(8.0))
+    return np.asarray(np.sinc(distance) * np.i0(7.0 * inside) / np.i0(7.0))
 
 
 _INTERPOLATOR = _interpolator()
