@@ -32,6 +32,10 @@ class feature_block(gr.decim_block):
         self.set_history(max(config.n_fft - config.hop, 0) + 1)
         self.set_tag_propagation_policy(gr.TPP_DONT)
 
+    def start(self) -> bool:
+        self._announced = None
+        return True
+
     def _frames(self, feature: Any, samples: np.ndarray) -> Any:
         """Frames of `samples`, (inputs, m), for each output: (n_frames, rows)."""
         raise NotImplementedError

@@ -207,6 +207,14 @@ def test_a_live_change_begins_with_a_tagged_frame():
     np.testing.assert_array_equal(frames[0][switch:], framed(after, samples)[0][switch:])
 
 
+def test_a_second_run_is_tagged_as_the_first():
+    block, samples = localize.mel_spectrogram(RATE_HZ, 64, 16, 16), noise(1, 640)
+    first = run(block, [chopped_source(samples[0])])
+    second = run(block, [chopped_source(samples[0])])
+    assert "localize_features" in second[1][0]
+    assert repr(second) == repr(first)
+
+
 def test_weighting_and_signal_can_be_set():
     block = localize.cross_correlation(RATE_HZ, 2, 64, n_lags=16)
     block.set_weighting("phat")

@@ -109,14 +109,12 @@ def test_amplitude_phase_and_frequency_stay_out():
     np.testing.assert_allclose(correlate(turned), correlate(samples), atol=1e-6)
 
 
-def test_a_delayed_copy_is_fully_correlated_at_every_lag():
-    source = noise(8192 + 60)
+def test_a_delayed_copy_is_as_correlated_as_an_undelayed_one():
+    source = noise(200 * N)
     samples = np.stack([source[60:], source[:-60]])
-    row = correlate(samples, n_lags=128)[0, 0]
-    assert row.argmax() == 64 - 60
-    assert row.max() == pytest.approx(1.0, abs=0.03)  # 0.99 without the correction for overlap of much shorter frames
-    biased = row.max() * (1.0 - 60 / 8192)
-    assert abs(row.max() - 1.0) <= abs(biased - 1.0)
+    rows = correlate(samples, n_fft=N)[0]
+    # Only 1 - 60 / 256 of each frame is common to both; the coefficient makes up for it.
+    assert rows[:, 64 - 60].mean() == pytest.approx(1.0, abs=0.06)
 
 
 @pytest.mark.parametrize("lag_step", [1.0, 0.3])
@@ -137,11 +135,10 @@ def test_phat_sharpens_a_coloured_signal():
     assert phat[64 - 11] < 0.1 * phat.max()
 
 
-def test_phat_counts_only_bins_that_hold_a_signal():
-    source = np.zeros(N, np.complex64)
-    source[::2] = 1.0  # two lines of the 2N-point spectrum's neighbourhoods; the rest is exactly or nearly empty
-    row = correlate(np.stack([source, source]), weighting="phat")[0, 0]
-    assert row[64] == pytest.approx(1.0, abs=1e-5)
+def test_phat_leaves_rounding_errors_alone():
+    tone = np.exp(0.5j * np.arange(N)) * np.hanning(N) ** 4
+    row = correlate(np.stack([tone, 1.7j * tone]), weighting="phat")[0, 0]
+    assert row[64] == pytest.approx(1.0, abs=1e-3)  # most bins hold nothing but errors, which do not agree
 
 
 def modulation(seed: int) -> np.ndarray:
@@ -158,7 +155,6 @@ def test_envelope_finds_amplitude_modulation_on_unrelated_carriers():
     assert row.argmax() - 64 == 12
     assert row.max() > 0.98
     assert row.min() < -0.1  # signed
-    assert correlate(np.stack([first, -message * np.exp(1j * time)]), signal="envelope").shape == (1, 1, 128)
 
 
 def test_an_inverted_envelope_correlates_negatively():
