@@ -2,6 +2,8 @@
 
 from .cross_correlation import cross_correlation
 from .file_fix_sink import file_fix_sink
+from .kiwi_wav_source import kiwi_wav_source
 from .mel_spectrogram import mel_spectrogram
 from .scene_source import scene_source
+from .time_align import time_align
 from .zmq_fix_sink import zmq_fix_sink

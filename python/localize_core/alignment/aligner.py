@@ -26,13 +26,15 @@ class AlignedBlock:
     """Samples of all streams from one grid step on.
 
     `samples`: complex64, as many of each stream. `time`: whole seconds and fraction of
-    the first sample, None where no stream has time. `marked`: time and alignment are worth telling: at the start,
+    the first sample, None where no stream has time. `sources`: which sample of each stream the first sample is, rounded
+    down. `marked`: time and alignment are worth telling: at the start,
     after a skip, once a second and when the alignment changed. `filled`: for each stream, how many zeros stand for
     lost samples from this block's first sample on (they may go on into later blocks), told once.
     """
 
     samples: list[NDArray[np.complex64]]
     time: tuple[int, float] | None
+    sources: tuple[int, ...]
     marked: bool
     filled: tuple[int, ...]
     alignment: Alignment
@@ -180,10 +182,11 @@ class Aligner:
         timed = any(self.timed)
         if marked:
             errors_s = [stream.error_s for stream in self._streams if stream.line.timed]
-            self.alignment = Alignment(max(errors_s) * 1e9 if timed else None, self._filled, self._skipped)
+            self.alignment = Alignment(round(max(errors_s) * 1e9, 2) if timed else None, self._filled, self._skipped)
         block = AlignedBlock(
             [stream.samples(grid, end - grid, state) for stream, state in zip(self._streams, states, strict=True)],
             self._time(grid) if timed else None,
+            tuple(stream.source(grid) for stream in self._streams),
             marked,
             tuple(filled),
             self.alignment,
@@ -263,13 +266,16 @@ class _Stream:
             return own[whole[0] - first : whole[0] - first + count].copy()
         return interpolate_at(own, whole - first, fraction)
 
+    def source(self, grid: int) -> int:
+        """The sample that stands at `grid`, or where its piece ends so far."""
+        piece = self.line.pieces[0]
+        whole, _ = piece.segments[0].place(grid, 1)
+        return min(int(whole[0]), self.line.horizon if piece.end is None else piece.end)
+
     def forget(self, grid: int) -> None:
         """Samples that no step from `grid` on depends on."""
         if self.line.pieces:
-            piece = self.line.pieces[0]
-            whole, _ = piece.segments[0].place(grid, 1)
-            end = self.line.horizon if piece.end is None else piece.end
-            self.buffer.drop(min(int(whole[0]), end) - HALF_TAPS)
+            self.buffer.drop(self.source(grid) - HALF_TAPS)
 
 
 class SampleBuffer:

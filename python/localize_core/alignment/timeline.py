@@ -111,8 +111,11 @@ class TimeLine:
             self._update = max(1, round(UPDATE_S * rate_hz))
 
     def add(self, tags: Iterable[TimeTag]) -> None:
-        """Tags come in order of index."""
-        self._waiting.extend(tags)
+        """Tags come in order of index; of two on one sample the later counts."""
+        for tag in tags:
+            if self._waiting and self._waiting[-1].index == tag.index:
+                self._waiting.pop()
+            self._waiting.append(tag)
 
     def advance(self, seen: int, ended: bool) -> None:
         """The first `seen` samples and all their tags have come; `ended`: there are no more. Moves `horizon`."""
