@@ -240,15 +240,15 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 )
 
 
-def check_station(path: Path) -> Iterator[Finding]:
-    """Whether the station file holds and the files it names are there."""
+def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
+    """Whether the station file holds and the files it names are there; relative ones start at `folder`."""
     try:
         from localize_core.station.config import load_station
     except ImportError as error:
         yield Finding("station", "error", f"cannot be read without {error.name}", "see above")
         return
     try:
-        station = load_station(path)
+        station = load_station(path, folder=folder)
     except ConfigError as error:
         yield Finding("station", "error", str(error), f"edit {path}")
         return
@@ -338,15 +338,21 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 @click.command("doctor")
 @click.argument("station", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--recordings",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that relative paths in STATION start from; by default the station file's own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line: check, level, message, fix.")
-def command(station: Path | None, as_json: bool) -> int:
+def command(station: Path | None, folder: Path | None, as_json: bool) -> int:
     """Say what is wrong with this installation, or with STATION, and how to mend it.
 
     Exits with 1 if anything is an error.
     """
     findings = diagnose(gather_facts())
     if station is not None:
-        findings += check_station(station)
+        findings += check_station(station, folder)
     for finding in findings:
         if as_json:
             click.echo(json.dumps(asdict(finding)))

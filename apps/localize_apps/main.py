@@ -16,6 +16,8 @@ from localize_core.errors import ConfigError, LocalizeError
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
 COMMANDS = {
+    "run": ("localize_apps.run", "Run the station that a station file describes."),
+    "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
     "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),

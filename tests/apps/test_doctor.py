@@ -172,6 +172,11 @@ def test_station_is_checked(tmp_path: Path) -> None:
     assert fine.level == "ok"
     assert "north" in fine.message
 
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (missing,) = check_station(station, elsewhere)
+    assert str(elsewhere / "north.wav") in missing.message
+
     station.write_text(STATION.replace("latitude = 50.0", "latitude = 500.0"))
     (wrong,) = check_station(station)
     assert wrong.level == "error"
