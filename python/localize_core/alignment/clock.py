@@ -129,7 +129,7 @@ def fit_clock(
     if slope is None:
         return None
     level = time - index * (nominal + slope)
-    piece = _pieces(index, level, tolerance_s, max_step_s, step_unit * nominal)
+    piece = _pieces(index, level, tolerance_s, max_step_s, step_unit * (nominal + slope))
     if np.count_nonzero(piece >= 0) < _MIN_AGREEMENT * len(index):
         return None
     line = least_squares(index, time, piece, nominal)
