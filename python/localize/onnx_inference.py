@@ -30,7 +30,8 @@ class onnx_inference(gr.sync_block):
     `model`: path of an ONNX file; its contract says how many inputs there are and what each must carry. `contract`:
     path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where the contract
     says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
-    may be dropped when inference is slow (radios), or the stream waits (recordings).
+    may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`: what the
+    flowgraph was drawn for, 0 for whatever the contract says.
 
     Raises ConfigError or ModelError before the flowgraph starts: for an unusable model, a contract that differs, a
     golden vector that no longer comes out, or sizes that cannot work.
@@ -50,10 +51,13 @@ class onnx_inference(gr.sync_block):
         live: bool = False,
         contract: str = "",
         stream: str = "",
+        n_channels: int = 0,
+        rows: int = 0,
     ) -> None:
         loaded = OnnxModel(model, contract=_sidecar(contract))
         check_golden(loaded)
         self.contract = loaded.contract
+        _check_ports(self.contract, n_channels, rows)
         channels, rows = len(self.contract.channels), self.contract.rows
         gr.sync_block.__init__(self, "onnx_inference", [(np.float32, rows)] * channels, None)
         self.failure: Exception | None = None
@@ -221,6 +225,16 @@ def _sidecar(path: str) -> Contract | None:
         return Contract.from_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"contract={path}: cannot be read: {error}") from error
+
+
+def _check_ports(contract: Contract, n_channels: int, rows: int) -> None:
+    if n_channels not in (0, len(contract.channels)):
+        wanted = ", ".join(f"{channel.feature} {'-'.join(channel.receivers)}" for channel in contract.channels)
+        raise ConfigError(
+            f"n_channels={n_channels}: the model {contract.name} wants {len(contract.channels)} ({wanted})"
+        )
+    if rows not in (0, contract.rows):
+        raise ConfigError(f"rows={rows}: the model {contract.name} wants {contract.rows}")
 
 
 def _agreed_steps(contract: Contract, time_steps: int) -> int:
