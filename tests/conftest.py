@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from localize_core.types.fix import Fix, ModelIdentity, Position, ReceiverReport, Uncertainty
 
@@ -50,5 +52,35 @@ def make_fix() -> Callable[..., Fix]:
         if "reason" in changes:
             fields |= {"status": "no_fix", "position": None, "uncertainty": None}
         return Fix(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def kiwi_wav() -> Callable[..., bytes]:
+    """A maker of KiwiSDR IQ recordings: each block of `samples` after its `(age_s, second_of_week, ns)` stamp.
+
+    `before_block`: chunks put before block number n. A block whose stamp is None has none.
+    """
+
+    def make(
+        samples: np.ndarray,
+        stamps: Sequence[tuple[int, int, int] | None],
+        *,
+        header_rate_hz: int = 12001,
+        block: int = 512,
+        before_block: Mapping[int, bytes] | None = None,
+    ) -> bytes:
+        scaled = np.stack([samples.real, samples.imag], axis=1) * 32768.0
+        raw = np.clip(np.round(scaled), -32768, 32767).astype("<i2").tobytes()
+        chunks = [struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 2, header_rate_hz, 4 * header_rate_hz, 4, 16)]
+        for number, stamp in enumerate(stamps):
+            chunks.append((before_block or {}).get(number, b""))
+            if stamp is not None:
+                chunks.append(struct.pack("<4sIBBII", b"kiwi", 10, stamp[0], 0, *stamp[1:]))
+            part = raw[4 * block * number : 4 * block * (number + 1)]
+            chunks.append(struct.pack("<4sI", b"data", len(part)) + part)
+        body = b"WAVE" + b"".join(chunks)
+        return struct.pack("<4sI", b"RIFF", len(body)) + body
 
     return make
