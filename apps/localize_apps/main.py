@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 
 import click
@@ -16,6 +17,7 @@ from localize_core.errors import ConfigError, LocalizeError
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
 COMMANDS = {
+    "demo": ("localize_apps.demo", "Locate a simulated emitter, in this terminal or as a picture."),
     "run": ("localize_apps.run", "Run the station that a station file describes."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
@@ -24,6 +26,7 @@ COMMANDS = {
 }
 
 LOG_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+GNURADIO_LEVELS = {logging.ERROR: "error", logging.WARNING: "warn", logging.INFO: "info", logging.DEBUG: "debug"}
 
 
 class LazyGroup(click.Group):
@@ -59,6 +62,9 @@ def cli(verbose: int, quiet: bool) -> None:
     """SDR streams in, transmitter position with an honest uncertainty out."""
     level = LOG_LEVELS[-1 if quiet else min(verbose, 2)]
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    # GNU Radio reads these when it is imported; left alone, it logs everything to standard output.
+    os.environ.setdefault("GR_CONF_LOG_LOG_FILE", "stderr")
+    os.environ.setdefault("GR_CONF_LOG_LOG_LEVEL", GNURADIO_LEVELS[level])
 
 
 def main(args: list[str] | None = None) -> int:
