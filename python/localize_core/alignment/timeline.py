@@ -20,6 +20,8 @@ from localize_core.alignment.clock import Line, fit_clock, least_squares
 
 UPDATE_S = 1.0
 """A line is fitted anew this often, and steered there over the same time: positions never jump."""
+ON_SAMPLE = 0.01
+"""Samples: what time tags of rounded nanoseconds may be off without moving the start or the end by a sample."""
 _FOREVER = 2**62
 WINDOW_S = 30.0
 """The fit uses stamps of this span: longer averages jitter better, shorter follows a clock's wander closer."""
@@ -58,11 +60,10 @@ class Segment:
         return self.grid + whole, steps - whole
 
     def first_step(self, sample: int) -> int:
-        """The first grid step that `place` puts at `sample` or later."""
-        whole, fraction = self.step_of(sample)
-        start = whole if fraction == 0.0 else whole + 1
-        samples, _ = self.place(start - 1, 3)
-        return start - 1 + int(np.argmax(samples >= sample))
+        """The first grid step at `sample` or later; one earlier by a rounding error, ON_SAMPLE, is at it."""
+        near, _ = self.step_of(sample)
+        whole, fraction = self.place(near - 1, 4)
+        return near - 1 + int(np.argmax(whole - sample + fraction >= -ON_SAMPLE))
 
 
 @dataclass

@@ -73,7 +73,9 @@ class Result:
     aligner: Aligner
 
 
-def run(streams: list[Stream], *, chop=lambda stream: 4096, pull: int = 4096, ends: bool = True, **parameters) -> Result:
+def run(
+    streams: list[Stream], *, chop=lambda stream: 4096, pull: int = 4096, ends: bool = True, **parameters
+) -> Result:
     """All that comes out. `time_s` is the time after BASE_S of each output sample, from the blocks' own times."""
     aligner = Aligner(len(streams), RATE, **parameters)
     for k, stream in enumerate(streams):
@@ -209,7 +211,7 @@ def test_losses_of_a_stream_with_one_tag_per_loss():
     sparse = Stream(6.0, lost={31_111: 363, 60_001: 363}, every=10**9)
     assert len(sparse.tags) == 3
     result = run([sparse, Stream(6.0)])
-    assert [(stream, count) for stream, _, count in result.filled] == [(0, pytest.approx(363, abs=1))] * 2
+    assert [(stream, count) for stream, _, count in result.filled] == [(0, 363)] * 2
     assert abs(delay_error_s(result.streams[0][-5000:-64], result.time_s[-5000:-64])) < 1e-9
 
 
@@ -275,6 +277,12 @@ def test_shorter_than_acquisition():
     assert abs(delay_error_s(result.streams[0][64:-64], result.time_s[64:-64])) < 1e-8
 
 
+@pytest.mark.parametrize("off_s", [0.0, 1e-9, -1e-9])
+def test_streams_on_the_grid_but_for_rounding_lose_no_sample(off_s):
+    result = run([Stream(2.0, start_s=0.25), Stream(2.0, start_s=0.25 + off_s)])
+    assert [len(output) for output in result.streams] == [24_000] * 2
+
+
 def test_nothing_in_common_gives_nothing():
     result = run([Stream(2.5), Stream(2.5, start_s=10.0)])
     assert result.aligner.finished
@@ -313,7 +321,7 @@ def test_memory_stays_bounded_over_a_long_stream():
             pass
         held_bytes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
-    assert max(held_bytes[60:]) - max(held_bytes[:60]) < 10_000
+    assert max(held_bytes[60:]) - max(held_bytes[:60]) < 40_000
 
 
 def test_what_the_tags_are_known_to_be_off_by_counts():

@@ -99,7 +99,7 @@ def test_almost_half_of_the_stamps_bad_from_the_start(write, kind):
         some[k] = {
             "zero": (0, 0, 0),
             "stale": stamps(true[k : k + 1] - 11_646_123_456_789)[0],
-            "frozen": some[0][:2] + (5,),
+            "frozen": (*some[0][:2], 5),
             "random": (0, int(rng.integers(0, 604_800)), int(rng.integers(0, 10**9))),
         }[kind]
     recording = read_kiwi_wav(write(noise(), some))
@@ -181,7 +181,7 @@ def test_never_a_valid_stamp(write, bad):
     assert (recording.time_valid, recording.start_time, recording.date_known) == (False, None, False)
     assert (recording.sample_rate_hz, recording.stamps_rejected) == (12001.0, 20)
     assert len(recording.samples) == 512 * 20
-    with pytest.raises(SourceError, match="north_iq.wav: its time stamps are not valid"):
+    with pytest.raises(SourceError, match=r"north_iq\.wav: its time stamps are not valid"):
         recording.time(0)
 
 
@@ -213,9 +213,9 @@ def test_common_span_of_what_shares_none(write):
     later = stamps_ns(start_ns=START_NS + 60 * 10**9)
     late = read_kiwi_wav(write(noise(), stamps(later), "20200813T065220Z_77500_b_iq.wav"))
     timeless = read_kiwi_wav(write(noise(3), [(0, 0, 0)] * 3, "20200813T065220Z_77500_c_iq.wav"))
-    with pytest.raises(ConfigError, match="_b_iq.wav starts after .*_a_iq.wav has ended"):
+    with pytest.raises(ConfigError, match=r"_b_iq\.wav starts after .*_a_iq\.wav has ended"):
         common_span([early, late])
-    with pytest.raises(ConfigError, match="_c_iq.wav: its time stamps are not valid"):
+    with pytest.raises(ConfigError, match=r"_c_iq\.wav: its time stamps are not valid"):
         common_span([early, timeless])
     with pytest.raises(ConfigError, match="no recordings"):
         common_span([])
@@ -250,7 +250,7 @@ def test_what_is_no_recording(tmp_path, content, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(SourceError, match="nowhere.wav: cannot be read"):
+    with pytest.raises(SourceError, match=r"nowhere\.wav: cannot be read"):
         read_kiwi_wav(tmp_path / "nowhere.wav")
 
 
