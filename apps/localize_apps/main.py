@@ -29,6 +29,10 @@ LOG_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging
 GNURADIO_LEVELS = {logging.ERROR: "error", logging.WARNING: "warn", logging.INFO: "info", logging.DEBUG: "debug"}
 
 
+def _level(verbose: int, quiet: bool) -> int:
+    return LOG_LEVELS[-1 if quiet else min(verbose, 2)]
+
+
 class LazyGroup(click.Group):
     """A click group whose commands stand in COMMANDS."""
 
@@ -38,6 +42,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        # GNU Radio reads these when the command imports it; left alone, it logs everything to standard output.
+        level = _level(ctx.params.get("verbose", 0), ctx.params.get("quiet", False))
+        os.environ.setdefault("GR_CONF_LOG_LOG_FILE", "stderr")
+        os.environ.setdefault("GR_CONF_LOG_LOG_LEVEL", GNURADIO_LEVELS[level])
         try:
             command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         except ModuleNotFoundError as error:
@@ -60,11 +68,8 @@ class LazyGroup(click.Group):
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on standard error.")
 def cli(verbose: int, quiet: bool) -> None:
     """SDR streams in, transmitter position with an honest uncertainty out."""
-    level = LOG_LEVELS[-1 if quiet else min(verbose, 2)]
+    level = _level(verbose, quiet)
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
-    # GNU Radio reads these when it is imported; left alone, it logs everything to standard output.
-    os.environ.setdefault("GR_CONF_LOG_LOG_FILE", "stderr")
-    os.environ.setdefault("GR_CONF_LOG_LOG_LEVEL", GNURADIO_LEVELS[level])
 
 
 def main(args: list[str] | None = None) -> int:

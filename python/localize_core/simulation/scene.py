@@ -192,6 +192,11 @@ class Scene:
         latitude, longitude = self._track.position(np.array(elapsed_s))
         return float(latitude), float(longitude)
 
+    def lap(self, count: int) -> list[tuple[float, float]]:
+        """`count` places along the track, once from end to end."""
+        latitude, longitude = self._track.along(np.linspace(0.0, self._track.length_m, count))
+        return list(zip(latitude.tolist(), longitude.tolist(), strict=True))
+
     def delay_s(self, elapsed_s: Floats) -> Floats:
         """Propagation delay to every receiver at `elapsed_s` after the start, as received then; (R, n)."""
         return self._distance_m(np.asarray(elapsed_s, np.float64)) / SPEED_OF_LIGHT_MPS

@@ -44,6 +44,10 @@ class Track:
         travelled_m = self._speed_mps * np.asarray(elapsed_s, np.float64)
         if self._loop and self.length_m > 0.0:
             travelled_m = travelled_m % self.length_m
+        return self.along(travelled_m)
+
+    def along(self, travelled_m: Floats) -> tuple[Floats, Floats]:
+        """Latitude and longitude in degrees, so far along the way; its ends beyond them."""
         latitude = np.interp(travelled_m, self._mileage_m, self._latitude)
         longitude = np.interp(travelled_m, self._mileage_m, self._longitude)
         return latitude, (longitude + 180.0) % 360.0 - 180.0

@@ -198,6 +198,12 @@ def test_time_and_truth_agree_with_the_track():
     assert built.truth(1772600777.25) != pytest.approx(LOOP[0], abs=1e-4)
 
 
+def test_a_lap_leads_round_the_track():
+    lap = scene(track=LOOP).lap(5)
+    assert lap[0] == lap[-1] == pytest.approx(LOOP[0])
+    np.testing.assert_allclose(scene(track=LOOP, loop=False).lap(2), [LOOP[0], LOOP[-1]])
+
+
 def test_samples_are_the_callers():
     built = scene()
     built.samples(0, 10)[:] = 0

@@ -1,0 +1,162 @@
+"""`gr-localize demo`: a simulated station, located live, with a picture at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import click
+import numpy as np
+from localize_core.errors import MissingExtraError
+from localize_core.geodesy import GEOD
+from localize_core.score import Score, Track, score
+from localize_core.simulation.scene import Scene
+from localize_core.station.config import PublishTable, Station, ZmqTable, load_station
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_json
+from rich.console import Console
+from rich.live import Live
+
+from localize_apps.demo_view import DemoView
+from localize_apps.runner import run_station
+from localize_apps.subscribe import fix_line
+
+PICTURE_NAME = "gr-localize-demo.png"
+REFRESH_HZ = 8
+
+
+class Show(Protocol):
+    """What becomes of each fix; `error_m` is None where there is no position."""
+
+    def __call__(self, fix: Fix, error_m: float | None) -> None: ...
+
+
+def demo_station(endpoint: str | None) -> Station:
+    """The station that ships with this command. `endpoint`: where fixes are published instead of its own."""
+    with resources.as_file(resources.files("localize_apps") / "demo.toml") as path:
+        station = load_station(path)
+    if endpoint is None:
+        return station
+    return station.model_copy(update={"publish": PublishTable(zmq=[ZmqTable(endpoint=endpoint)])})
+
+
+def scene_of(station: Station) -> Scene:
+    """The simulation that the station's sources play, for its truth."""
+    assert station.scene is not None
+    return Scene(
+        station.scene,
+        station.receiver,
+        sample_rate_hz=station.station.sample_rate_hz,
+        frequency_hz=station.station.frequency_hz,
+    )
+
+
+def error_m(fix: Fix, scene: Scene) -> float | None:
+    """Distance of a fix from the truth at its time, metres."""
+    if fix.position is None:
+        return None
+    latitude, longitude = scene.truth(fix.timestamp.timestamp())
+    return float(GEOD.inv(fix.position.longitude, fix.position.latitude, longitude, latitude)[2])
+
+
+def truth_track(scene: Scene, duration_s: float) -> Track:
+    """Where the emitter went in the first `duration_s` seconds."""
+    start_s = scene.time(0)[0]
+    elapsed_s = np.linspace(0.0, duration_s, max(2, round(20.0 * duration_s)))
+    places = np.array([scene.truth(start_s, float(seconds)) for seconds in elapsed_s])
+    return Track(start_s + elapsed_s, places[:, 0], places[:, 1])
+
+
+def summary_line(result: Score) -> str:
+    """The run in one line."""
+    if result.containment is None:
+        return f"{result.fixes} fixes, none with a position"
+    return (
+        f"{result.fixes} fixes, median error {result.median_m:.0f} m, 90 % within {result.p90_m:.0f} m, "
+        f"truth inside the 95 % ellipse {100.0 * result.containment['95']:.0f} % of the time"
+    )
+
+
+@contextmanager
+def _display(station: Station, scene: Scene, console: Console, *, as_json: bool) -> Iterator[Show]:
+    """Lines of JSON, a live view in a terminal, or plain lines elsewhere."""
+    if as_json:
+        yield lambda fix, _: print(fix_to_json(fix), flush=True)
+    elif not console.is_terminal:
+
+        def plain(fix: Fix, error_m: float | None) -> None:
+            print(fix_line(fix) + ("" if error_m is None else f" error {error_m:.0f} m"), flush=True)
+
+        yield plain
+    else:
+        view = DemoView(station, scene)
+        with Live(get_renderable=view.render, console=console, refresh_per_second=REFRESH_HZ, transient=False):
+            yield view.add
+
+
+def _picture(station: Station, fixes: list[Fix], truth: Track, summary: str, path: Path) -> str:
+    """Draw the picture; where it is, or why there is none."""
+    try:
+        from localize_apps.demo_picture import draw
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return f"no picture: {MissingExtraError('drawing', 'plot')}"
+    draw(station, fixes, truth, summary, path)
+    return f"picture: {path.resolve()}"
+
+
+@click.command("demo")
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(min=3), default=30.0, show_default=True, help="Seconds of signal."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
+@click.option(
+    "--output",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help=f"Folder for the picture, {PICTURE_NAME}; by default the current one.",
+)
+@click.option("--no-picture", is_flag=True, help="Draw no picture.")
+@click.option("--fast", is_flag=True, help="As fast as it goes instead of in real time.")
+@click.option("--zmq", "endpoint", help="Endpoint at which fixes are published meanwhile.")
+def command(
+    duration_s: float, as_json: bool, folder: Path, no_picture: bool, fast: bool, endpoint: str | None
+) -> int | None:
+    """Locate a simulated emitter that drives through Zurich, heard by four receivers.
+
+    The receivers' signals are simulated, everything behind them is what a live station runs. Fixes are published
+    over ZeroMQ meanwhile: watch them with `gr-localize subscribe` in another terminal.
+    """
+    station = demo_station(endpoint)
+    scene = scene_of(station)
+    console = Console(highlight=False)
+    fixes: list[Fix] = []
+    started_s = time.monotonic()
+    with _display(station, scene, console, as_json=as_json) as show:
+
+        def on_fix(fix: Fix) -> None:
+            fixes.append(fix)
+            show(fix, error_m(fix, scene))
+
+        run = run_station(station, on_fix=on_fix, duration_s=duration_s, live=not fast)
+    elapsed_s = time.monotonic() - started_s
+
+    if isinstance(run.failure, BrokenPipeError):
+        sys.stdout = None  # type: ignore[assignment]  # the reader is gone: nothing to flush at exit
+        return None
+    truth = truth_track(scene, duration_s)
+    result = score(fixes, truth)
+    summary = summary_line(result)
+    click.echo(f"{summary}; {len(fixes) / elapsed_s:.1f} windows per second", err=as_json)
+    if not no_picture:
+        click.echo(_picture(station, fixes, truth, summary, folder / PICTURE_NAME), err=as_json)
+    if run.failure is not None:
+        click.echo(f"gr-localize: {run.failure}", err=True)
+    return 1 if run.failure is not None or not result.scored else 0
