@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Literal
 
 import numpy as np
-from scipy.stats import chi2
 
 from localize_core.errors import ConfigError
 
@@ -60,11 +59,15 @@ class Uncertainty:
     def __post_init__(self) -> None:
         if not 0.0 < self.probability < 1.0:
             raise ConfigError(f"probability={self.probability}: must lie between 0 and 1")
+        if not (0.0 < self.sigma_x < math.inf and 0.0 < self.sigma_y < math.inf and math.isfinite(self.theta)):
+            raise ConfigError(
+                f"ellipse {self.sigma_x}, {self.sigma_y}, {self.theta}: sigmas must be positive and finite"
+            )
 
     @property
     def scale(self) -> float:
         """Semi-axis of the ellipse that holds `probability`, in standard deviations (chi-square, 2 degrees)."""
-        return math.sqrt(float(chi2.ppf(self.probability, 2)))
+        return math.sqrt(-2.0 * math.log1p(-self.probability))
 
     @property
     def covariance_m2(self) -> np.ndarray:
@@ -85,7 +88,8 @@ class Uncertainty:
     def azimuth_deg(self) -> float:
         """Direction of the major axis, clockwise from true north, in [0, 180)."""
         major = self.theta if self.sigma_x >= self.sigma_y else self.theta + 90.0
-        return (90.0 - major) % 180.0
+        azimuth = (90.0 - major) % 180.0
+        return 0.0 if azimuth == 180.0 else azimuth  # the remainder of a tiny negative number rounds up
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class Fix:
     def __post_init__(self) -> None:
         if self.status == "ok" and (self.position is None or self.uncertainty is None or self.reason is not None):
             raise ConfigError("a fix with status 'ok' has a position, an uncertainty and no reason")
-        if self.status == "no_fix" and (self.position is not None or self.reason not in REASONS):
-            raise ConfigError(f"a fix with status 'no_fix' has no position and a reason out of {sorted(REASONS)}")
+        if self.status == "no_fix" and (
+            self.position is not None or self.uncertainty is not None or self.reason not in REASONS
+        ):
+            raise ConfigError(f"a fix with status 'no_fix' has no position, only a reason out of {sorted(REASONS)}")
         if self.timestamp.tzinfo is None:
             raise ConfigError("timestamp carries no time zone; fixes are in UTC")

@@ -89,10 +89,20 @@ def spd_inverse(matrix: Var, size: int) -> Var:
     return op.neg(matrix)
 
 
-def interpolation_matrix(half_width: int) -> np.ndarray:
-    """Coefficients of the polynomial through 2·half_width+1 unit-spaced samples: (order, samples)."""
-    offsets = np.arange(-half_width, half_width + 1)
-    return np.linalg.inv(np.vander(offsets, increasing=True).astype(float))
+def smoothing_polynomials(shapes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Least-squares polynomials over 2h+1 unit-spaced samples, for every (h, order) of `shapes`.
+
+    Returns (shapes, highest order + 1, 2·max(h) + 1): row k of an entry, applied to the samples round a point, gives
+    the coefficient of x^k there. Samples beyond h have no weight, orders beyond the entry's own are zero. An order
+    of 2h interpolates. Source: Savitzky & Golay 1964.
+    """
+    longest, highest_order = (max(shape[k] for shape in shapes) for k in range(2))
+    table = np.zeros((len(shapes), highest_order + 1, 2 * longest + 1))
+    for index, (half, order) in enumerate(shapes):
+        offsets = np.arange(-half, half + 1)
+        fit = np.linalg.pinv(np.vander(offsets / half, order + 1, increasing=True))
+        table[index, : order + 1, longest - half : longest + half + 1] = fit / half ** np.arange(order + 1.0)[:, None]
+    return table
 
 
 def polynomial(coefficients: Sequence[Var], x: Var) -> Var:

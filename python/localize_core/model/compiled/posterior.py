@@ -183,11 +183,14 @@ class Posterior:
             value, misfit = self._log_likelihood(path_lengths(points, self.spec), precision)
             value = value - _outside(points, self.spec) * AREA_EDGE
             weights = _weights(value)
+            before = covariance
             centre, covariance = _moments(points, weights)
             if last:
                 covariance = _calibrated(points, weights, centre, covariance, self.spec.probability)
             else:
-                covariance = covariance + const(np.eye(2)[None] * 1e-4)
+                # A peak narrower than a cell shows no width of its own: it may lie anywhere in the cell.
+                step = 2.0 * ZOOM_SPAN / (cells - 1)
+                covariance = covariance + before * (step**2 / 3.0)
         residual = (
             mean(centre, 1, keep=True) * 0.0 if misfit is None else op.reduce_min(misfit, axes=[1], keepdims=True)
         )

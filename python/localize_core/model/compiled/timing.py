@@ -28,17 +28,19 @@ from localize_core.model.compiled.algebra import (
     double,
     expand_dims,
     highest,
-    interpolation_matrix,
     mean,
     polynomial,
     single,
+    smoothing_polynomials,
     spd_inverse,
     total,
     transpose_last,
 )
 from localize_core.model.compiled.spec import LikelihoodSpec
 
-HALF_WIDTH = 3  # samples on either side of a peak that its polynomial passes through
+PEAK_SHAPES = ((3, 6), (4, 4), (6, 4), (8, 4), (12, 4), (16, 4), (24, 4), (32, 4))
+"""Lags on either side of a peak that its polynomial is fitted to, and its order. The narrowest passes through all."""
+ORDER = max(order for _, order in PEAK_SHAPES)
 PAIR_THRESHOLD = 6.0  # standard deviations of the noise above which a pair's peak is believed
 RECEIVER_THRESHOLD = 7.0
 SEARCH_BIAS = 4.0  # a noise peak found by searching a gate stands about this many deviations high
@@ -132,29 +134,39 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     distance = op.abs(const(np.arange(n_lags)[None, None, :]) - expand_dims(predicted, 2))
     gated = average - op.relu(distance - float(gate + 1)) * 1e6
     peak = op.arg_max(gated, axis=2, keepdims=False)
-    peak = op.clip(peak, op.const(np.int64(HALF_WIDTH)), op.const(np.int64(n_lags - 1 - HALF_WIDTH)))
-    window = expand_dims(peak, 2) + op.const(np.arange(-HALF_WIDTH, HALF_WIDTH + 1, dtype=np.int64)[None, None, :])
-    around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, 7, frames)
 
-    basis = interpolation_matrix(HALF_WIDTH)
-    order = len(basis)
-    fitted = op.matmul(mean(around, 3), const(basis.T))
-    value = [at(fitted, 2, k) for k in range(order)]
-    slope = [value[k] * float(k) for k in range(1, order)]
-    bend = [slope[k] * float(k) for k in range(1, order - 1)]
-    offset = value[1] * 0.0
-    for _ in range(4):
-        curvature = op.min([polynomial(bend, offset), const(-1e-12)])
-        offset = clip(offset - polynomial(slope, offset) / curvature, -0.75, 0.75)
-    lag_m = (op.cast(peak, to=np.float32) + offset - float(n_lags // 2)) * step_m
+    # A polynomial over the peak's own width gives lag, curvature and slope. A narrow fit to the wide peak of a
+    # narrow-band emitter would follow the ripple of wide-band noise on top of it.
+    shapes = [shape for shape in PEAK_SHAPES if 2 * shape[0] < n_lags]
+    widths = [half for half, _ in shapes]
+    longest = max(widths)
+    table = smoothing_polynomials(shapes)
+    chosen = _width_index(average, null_mean, peak, widths)
+    basis = op.gather(const(table), chosen, axis=0)  # (batch, P, order + 1, samples)
+    reach = op.gather(const(np.array(widths)), chosen, axis=0) * 0.5
+    for _ in range(2):
+        peak = op.clip(peak, op.const(np.int64(longest)), op.const(np.int64(n_lags - 1 - longest)))
+        window = expand_dims(peak, 2) + op.const(np.arange(-longest, longest + 1, dtype=np.int64)[None, None, :])
+        around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, samples, frames)
+        value = _coefficients(basis, mean(around, 3))
+        slope = [value[k] * float(k) for k in range(1, ORDER + 1)]
+        bend = [slope[k] * float(k) for k in range(1, ORDER)]
+        offset = value[0] * 0.0
+        for _ in range(5):
+            curvature = op.min([polynomial(bend, offset), const(-1e-12)])
+            offset = op.max([op.min([offset - polynomial(slope, offset) / curvature, reach]), op.neg(reach)])
+        settled = peak
+        peak = peak + op.cast(op.round(offset), to=np.int64)
+    lag_m = (op.cast(settled, to=np.float32) + offset - float(n_lags // 2)) * step_m
     sharpness = op.relu(op.neg(polynomial(bend, offset))) / step_m**2  # 1/m²
     height = polynomial(value, offset)
 
     # Slope of every frame at the common peak: its scatter is the noise that moves the peak.
-    powers = [offset * 0.0 + 1.0]
-    for _ in range(order - 2):
-        powers.append(powers[-1] * offset)
-    derivative = sum((expand_dims(p, 2) * const((k + 1) * basis[k + 1]) for k, p in enumerate(powers)), const(0.0))
+    power_of_offset = offset * 0.0 + 1.0
+    derivative = expand_dims(power_of_offset, 2) * at(basis, 2, 1)
+    for k in range(2, ORDER + 1):
+        power_of_offset = power_of_offset * offset
+        derivative = derivative + expand_dims(power_of_offset * float(k), 2) * at(basis, 2, k)
     frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
 
     # Weights of the maximum-likelihood combination, from each receiver's share of common power.
@@ -204,6 +216,28 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     own = const(np.square(np.array(timing.receiver_sigma_m))[None], np.float64) + unheard * span_m**2
     detection = total(clip(peak_contrast - SEARCH_BIAS, -1.0, 100.0), 1, keep=True) * float(len(pairs) ** -0.5)
     return ArrivalTimes(single(length), noise + diagonal(own, n_receivers), detection, start)
+
+
+def _coefficients(basis: Var, samples: Var) -> list[Var]:
+    """Polynomials through samples (batch, P, n) by their basis (batch, P, order + 1, n): ORDER + 1 of (batch, P)."""
+    fitted = total(basis * expand_dims(samples, 2), 3)
+    return [at(fitted, 2, k) for k in range(ORDER + 1)]
+
+
+def _width_index(average: Var, null_mean: Var, peak: Var, widths: list[int]) -> Var:
+    """Which of the half widths suits each pair's peak: the largest not beyond half its width at half height."""
+    n_lags = int(average.unwrap_tensor().shape[2])  # type: ignore[index, arg-type]
+    summit = op.gather_elements(average, expand_dims(peak, 2), axis=2)
+    low = op.cast(op.less(average - null_mean, (summit - null_mean) * 0.5), to=np.float32)
+    place = const(np.arange(n_lags)[None, None, :])
+    offset = place - expand_dims(op.cast(peak, to=np.float32), 2)
+    # Distance to the nearest lag below half height is the half width; the nearer side counts.
+    far = op.abs(offset) + (const(1.0) - low) * float(n_lags)
+    half = op.reduce_min(far, axes=[2], keepdims=False)
+    suits = op.cast(
+        op.less_or_equal(const(np.array([*widths[1:], 2 * n_lags])[None, None, :]), expand_dims(half, 2)), to=np.int64
+    )
+    return op.reduce_sum(suits, op.const(np.array([2], np.int64)), keepdims=False)
 
 
 def _receiver_snr(log_coherence: Var, member: np.ndarray) -> Var:
