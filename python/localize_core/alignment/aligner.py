@@ -84,13 +84,8 @@ class Aligner:
         self._skipped = 0
 
     @property
-    def started(self) -> bool:
-        """Every stream is acquired and the grid has a start."""
-        return self._grid is not None
-
-    @property
     def timed(self) -> tuple[bool, ...]:
-        """Which streams have usable time tags; known once started."""
+        """Which streams have usable time tags; known once there is output."""
         return tuple(stream.line.timed for stream in self._streams)
 
     @property

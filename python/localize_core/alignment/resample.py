@@ -17,7 +17,8 @@ up to n + HALF_TAPS."""
 _TAPS = 2 * HALF_TAPS
 _PHASES = 512
 _BETA = 8.5
-_BLOCK = 4096
+_BLOCK = 768
+"""Outputs at a time: their kernels stay in the cache."""
 
 
 def interpolate(
@@ -39,31 +40,31 @@ def interpolate_at(
 
     Keeping the two apart keeps full precision however long the stream is.
     """
-    output = np.zeros(len(whole), np.complex64)
+    output = np.empty(len(whole), np.complex64)
+    if len(whole) == 0:
+        return output
+    lowest = int(whole.min())
+    first, end = lowest + 1 - HALF_TAPS, int(whole.max()) + HALF_TAPS + 1
+    inside = samples[max(first, 0) : max(end, 0)]
+    before = min(max(-first, 0), end - first)
+    padded = np.zeros((2, end - first), np.float32)
+    padded[0, before : before + len(inside)] = inside.real
+    padded[1, before : before + len(inside)] = inside.imag
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _TAPS, axis=1)
     for start in range(0, len(whole), _BLOCK):
         part = slice(start, start + _BLOCK)
-        output[part] = _interpolate_block(samples, whole[part], fraction[part])
-    return output
-
-
-def _interpolate_block(
-    samples: NDArray[np.complex64], whole: NDArray[np.int64], fraction: NDArray[np.float64]
-) -> NDArray[np.complex64]:
-    first = int(whole.min()) + 1 - HALF_TAPS
-    last = int(whole.max()) + HALF_TAPS
-    inside = samples[max(first, 0) : max(last + 1, 0)]
-    before = min(max(-first, 0), last + 1 - first)
-    padded = np.zeros(last + 1 - first, np.complex64)
-    padded[before : before + len(inside)] = inside
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _TAPS)[whole - whole.min()]
-    phase = fraction * _PHASES
-    row = phase.astype(np.int64)
-    share = (phase - row).astype(np.float32)[:, np.newaxis]
-    kernels = _TABLE[row] + share * _RISE[row]
-    # Row by row and in a fixed order, not BLAS: the result must not depend on how many rows there are.
-    output = np.empty(len(whole), np.complex64)
-    output.real = np.einsum("nk,nk->n", np.ascontiguousarray(windows.real), kernels)
-    output.imag = np.einsum("nk,nk->n", np.ascontiguousarray(windows.imag), kernels)
+        rows = whole[part] - lowest
+        phase = fraction[part] * _PHASES
+        row = phase.astype(np.int64)
+        kernels, rise = _TABLE[row], _RISE[row]
+        rise *= (phase - row).astype(np.float32)[:, np.newaxis]
+        kernels += rise
+        # Rates differ by little: mostly the windows are a slice, which needs no copy.
+        steady = rows[-1] - rows[0] == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all())
+        chosen = slice(int(rows[0]), int(rows[0]) + len(rows)) if steady else rows
+        # Row by row and in a fixed order, not BLAS: the result must not depend on how many rows there are.
+        output.real[part] = np.einsum("nk,nk->n", windows[0][chosen], kernels)
+        output.imag[part] = np.einsum("nk,nk->n", windows[1][chosen], kernels)
     return output
 
 

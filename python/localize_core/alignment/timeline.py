@@ -217,11 +217,10 @@ class TimeLine:
             self._kept.popleft()
         if self._fresh and len(self._kept) > 2:
             index, time_s, piece = (np.array(column) for column in zip(*self._kept, strict=True))
-            numbers, piece = np.unique(piece, return_inverse=True)
+            _, piece = np.unique(piece, return_inverse=True)
             self._line, self._line_origin = least_squares(index - float(start), time_s, piece, self._slope), start
-            if numbers[-1] == self._piece:
-                self._slope = self._line.seconds_per_sample
-                self._offset_s = float(self._line.offsets_s[-1]) - start * self._slope
+            self._slope = self._line.seconds_per_sample
+            self._offset_s = float(self._line.offsets_s[-1]) - start * self._slope
         self._fresh = 0
         error_s = self._error_s if self._line is None else self._line.standard_error_s(end - self._line_origin)
         last = self.pieces[-1].segments[-1]

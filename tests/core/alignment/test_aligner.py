@@ -299,6 +299,7 @@ def test_an_end_that_is_not_announced_leaves_out_the_last_few_samples_only():
 
 def test_a_stalled_stream_stops_the_others_from_piling_up():
     aligner = Aligner(2, RATE, acquire_s=1.0)
+    assert aligner.starving() == [True, True]
     stream = Stream(30.0)
     taken = 0
     for start in range(0, len(stream.samples), 4096):
@@ -322,6 +323,15 @@ def test_memory_stays_bounded_over_a_long_stream():
         held_bytes.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert max(held_bytes[60:]) - max(held_bytes[:60]) < 40_000
+
+
+def test_of_two_tags_on_a_sample_the_later_counts():
+    stream = Stream(3.0)
+    doubled = [both for tag in stream.tags for both in (TimeTag(tag.index, 7, 0.5), tag)]
+    stream.tags = doubled
+    result = run([stream])
+    assert result.aligner.rejected == (0,)
+    assert abs(delay_error_s(result.streams[0][64:-64], result.time_s[64:-64])) < 1e-9
 
 
 def test_what_the_tags_are_known_to_be_off_by_counts():

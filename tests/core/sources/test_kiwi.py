@@ -185,6 +185,12 @@ def test_never_a_valid_stamp(write, bad):
         recording.time(0)
 
 
+def test_a_single_stamp_counts_with_the_headers_rate(write):
+    recording = read_kiwi_wav(write(noise(1), stamps(stamps_ns(1))))
+    assert (recording.sample_rate_hz, recording.stamps_used) == (12001.0, 1)
+    assert recording.start_time == (START_UTC, pytest.approx(0.624751640, abs=1e-9))
+
+
 def test_stamps_without_agreement_are_no_time(write):
     rng = np.random.default_rng(8)
     some = [(0, int(rng.integers(1, 604_800)), int(rng.integers(0, 10**9))) for _ in range(BLOCKS)]
