@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 
 from localize_core.engine.windows import Window
-from localize_core.errors import EngineError
+from localize_core.errors import ConfigError, EngineError
 from localize_core.features.quality import SampleFlag
 from localize_core.geodesy import LocalFrame
 from localize_core.model.contract import Contract
@@ -43,9 +43,12 @@ class Locator:
     """Turns windows into fixes with one model.
 
     `min_confidence`: below it the answer is no fix. `probability`: what the ellipse of a fix is said to hold.
+    Raises ConfigError unless `probability` lies between 0 and 1.
     """
 
     def __init__(self, model: OnnxModel, *, min_confidence: float = 0.5, probability: float = 0.95) -> None:
+        if not 0.0 < probability < 1.0:
+            raise ConfigError(f"probability={probability}: must lie between 0 and 1")
         self.model = model
         self.min_confidence = min_confidence
         self.probability = probability

@@ -94,7 +94,7 @@ class FeaturesTable(_Table):
     n_fft: int | None = Field(None, ge=16, le=1 << 20)
     hop: int | None = Field(None, ge=1, le=1 << 20)
     lag_step: float | None = Field(None, gt=0.0, le=64.0, description="samples between two lags")
-    signal: Literal["iq", "envelope", "phase"] | None = None
+    signal: Literal["iq", "envelope", "phase"] = "iq"
     weighting: Literal["plain", "phat"] = "plain"
     window_s: float | None = Field(
         None, gt=0.0, description="span of one fix; the whole recording for files when left out"
@@ -107,6 +107,9 @@ class PropagationTable(_Table):
 
     timing_sigma_ns: float | None = Field(
         None, ge=0.0, description="standard deviation of a path's excess delay; by frequency and distance when left out"
+    )
+    max_speed_mps: float = Field(
+        50.0, gt=0.0, le=10_000.0, description="of emitters; frames are kept short enough for its Doppler shift"
     )
     path_loss_exponent: float = Field(2.7, ge=1.0, le=8.0)
     path_loss_exponent_sigma: float = Field(0.3, ge=0.0, le=2.0)
@@ -131,7 +134,7 @@ class ZmqTable(_Table):
 
 
 class FileTable(_Table):
-    path: Path
+    path: Path = Field(description="JSON lines; relative to the working directory")
     max_bytes: int | None = Field(None, ge=1024)
     max_files: int = Field(5, ge=1)
 
@@ -198,7 +201,7 @@ def _describe(error: ValidationError) -> str:
 
 
 def parse_station(text: str, *, folder: Path, name: str = "station file") -> Station:
-    """Read a station from TOML text; relative paths start at `folder`.
+    """Read a station from TOML text; relative paths of recordings and models start at `folder`.
 
     Raises ConfigError naming the key, the value and what is allowed.
     """
@@ -222,23 +225,16 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
         else receiver
         for receiver in station.receiver
     ]
-    files = [sink.model_copy(update={"path": folder / sink.path}) for sink in station.publish.file]
     model = station.model
     if model.uri != "compiled":
         model = model.model_copy(update={"uri": str(folder / model.uri)})
-    return station.model_copy(
-        update={
-            "receiver": receivers,
-            "model": model,
-            "publish": station.publish.model_copy(update={"file": files}),
-        }
-    )
+    return station.model_copy(update={"receiver": receivers, "model": model})
 
 
 def load_station(path: str | Path, *, folder: Path | None = None) -> Station:
     """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule.
 
-    `folder`: where relative paths start; None for the file's own folder.
+    `folder`: where relative paths of recordings and models start; None for the file's own folder.
     """
     path = Path(path)
     try:

@@ -30,8 +30,8 @@ FRAMES_AIMED_AT = 32
 SMALLEST_FFT = 256
 LARGEST_FFT = 16384
 CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
-"""Standard deviation of a receiver's clock by kind of source: what GNSS leaves in a KiwiSDR; scenes have true clocks."""
-SAMPLE_SIGMA = 0.01
+"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks."""
+SAMPLE_SIGMA = 0.003
 """Part of a sample that resampling and interpolation may be off."""
 
 
@@ -66,24 +66,18 @@ def plan_station(station: Station) -> Plan:
         for index, receiver in enumerate(station.receiver)
     ]
 
-    signal = station.features.signal or ("envelope" if station.source_kind == "kiwi-wav" else "iq")
-    n_fft = station.features.n_fft or _default_n_fft(window_s * rate_hz)
-    hop = station.features.hop or n_fft
-    reach = (
-        _lag_reach_samples(receivers, area, path, max(clock_ns), station) if "cross_correlation" in channels else 0.0
-    )
+    correlates = "cross_correlation" in channels
+    reach = _lag_reach_samples(receivers, area, path, max(clock_ns), station) if correlates else 0.0
     rows, lag_step = _rows_and_step(station, reach)
-    if reach > n_fft / 2 and "cross_correlation" in channels:
-        raise ConfigError(
-            f"features: receivers stand {reach:.0f} samples of delay apart, too far for frames of {n_fft}; "
-            f"set features.n_fft to {2 ** math.ceil(math.log2(2 * reach))} and features.window_s to "
-            f"{2 ** math.ceil(math.log2(2 * reach)) * FRAMES_AIMED_AT / rate_hz:.2g} or more"
-        )
+    # A frame of four times its largest lag keeps half of itself as common core; mel bands need bins of their own.
+    smallest = max(2.0 * rows * lag_step if correlates else 0.0, 4.0 * rows if "log_mel" in channels else 0.0)
+    n_fft = station.features.n_fft or max(_default_n_fft(station, window_s), 2 ** math.ceil(math.log2(smallest)))
+    hop = station.features.hop or n_fft
 
     timing = level = None
     if "cross_correlation" in channels:
         config = CorrelationConfig(
-            rate_hz, len(receivers), n_fft, hop, rows, lag_step, station.features.weighting, signal
+            rate_hz, len(receivers), n_fft, hop, rows, lag_step, station.features.weighting, station.features.signal
         )
         sigma_ns = [math.hypot(value, SAMPLE_SIGMA / rate_hz * 1e9) for value in clock_ns]
         timing = TimingModel(config, tuple(value * 1e-9 * SPEED_OF_LIGHT_MPS for value in sigma_ns), path)
@@ -133,9 +127,15 @@ def _default_window_s(recordings: list[KiwiRecording]) -> float:
     return span_s if span_s <= LONGEST_RECORDING_S else LONGEST_RECORDING_S / 4
 
 
-def _default_n_fft(window_samples: float) -> int:
-    aimed = 2 ** int(math.log2(max(window_samples / FRAMES_AIMED_AT, 1.0)))
-    return min(max(aimed, SMALLEST_FFT), LARGEST_FFT)
+def _default_n_fft(station: Station, window_s: float) -> int:
+    """Frames for `FRAMES_AIMED_AT` in a window, but none so long that motion turns the phase by half a circle.
+
+    Two receivers can see an emitter approach and leave: the Doppler shift counts twice.
+    """
+    shift_hz = 2.0 * station.station.frequency_hz * station.propagation.max_speed_mps / SPEED_OF_LIGHT_MPS
+    longest_s = min(window_s / FRAMES_AIMED_AT, 0.5 / shift_hz)
+    size = 2 ** int(math.log2(max(longest_s * station.station.sample_rate_hz, 1.0)))
+    return min(max(size, SMALLEST_FFT), LARGEST_FFT)
 
 
 def _path(station: Station) -> PathDelay:

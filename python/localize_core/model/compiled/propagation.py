@@ -3,8 +3,8 @@
 Above 30 MHz the path is the straight line. Below, a ground wave follows the surface and a sky wave bounces off the
 ionosphere; what a receiver sees is a mixture whose sky share grows with distance. The mixture's mean and variance
 are all that a likelihood over arrival times needs. Heights follow ITU-R P.684 (70 km by day to 90 km by night at
-LF) and P.533 (E and F layers at MF and HF); the crossover distances are round figures for average ground and hold
-to a factor of two, which the variance is wide enough for.
+LF) and P.533 (E and F layers at MF and HF). The crossover at LF is the middle of the 600 to 1100 km in which
+PTB finds ground and sky wave of DCF77 equally strong; the others are round figures for average ground.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def path_delay(frequency_hz: float) -> PathDelay:
     if frequency_hz < 30e3:  # waveguide between ground and D layer
         return PathDelay(floor_sigma_m=600.0, crossover_m=2_000e3, height_m=75e3, height_sigma_m=10e3)
     if frequency_hz < 500e3:
-        return PathDelay(floor_sigma_m=300.0, crossover_m=800e3, height_m=80e3, height_sigma_m=10e3)
+        return PathDelay(floor_sigma_m=300.0, crossover_m=850e3, height_m=80e3, height_sigma_m=10e3)
     if frequency_hz < 3e6:
         return PathDelay(floor_sigma_m=150.0, crossover_m=200e3, height_m=105e3, height_sigma_m=10e3)
     if frequency_hz < 30e6:
