@@ -1,0 +1,44 @@
+"""What ships beside the code: station files can be run, and models are what their station files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from localize_core.model.compiled.compile import compile_model
+from localize_core.model.golden import check_golden
+from localize_core.model.onnx_model import OnnxModel
+from localize_core.resources import shared_file
+from localize_core.station.config import load_station
+from localize_core.station.plan import plan_station
+
+ROOT = Path(__file__).resolve().parent.parent
+STATIONS = sorted((ROOT / "examples").glob("*.toml"))
+MODELS = sorted((ROOT / "models").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("file", STATIONS, ids=lambda file: file.stem)
+def test_station_file_is_valid(file: Path) -> None:
+    station = load_station(file)
+    if station.source_kind == "scene":
+        assert plan_station(station).time_steps >= 8
+
+
+@pytest.mark.parametrize("file", MODELS, ids=lambda file: file.stem)
+def test_model_is_small_and_described(file: Path) -> None:
+    assert file.stat().st_size < 2_000_000
+    assert file.with_suffix(".md").read_text(encoding="utf-8").startswith(f"# {file.name}\n")
+    check_golden(OnnxModel(file))
+
+
+def test_single_receiver_is_compiled_from_its_station_file(tmp_path: Path) -> None:
+    """After a change of the station file or of the compiler: `gr-localize compile` it anew."""
+    shipped = OnnxModel(shared_file("models/single_receiver.onnx"))
+    spec = plan_station(load_station(shared_file("examples/single_receiver.toml"))).spec
+    compile_model(spec, tmp_path / "fresh.onnx")
+    fresh = OnnxModel(tmp_path / "fresh.onnx")
+    own = {"golden", "provenance"}  # rounding of the machine, and the version that compiled it
+    assert shipped.contract.model_dump(exclude=own) == fresh.contract.model_dump(exclude=own)
+    for answer in ("position", "uncertainty", "confidence"):
+        expected = pytest.approx(getattr(fresh.contract.golden, answer), rel=1e-3, abs=1e-2)
+        assert getattr(shipped.contract.golden, answer) == expected
