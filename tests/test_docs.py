@@ -1,0 +1,68 @@
+"""The guide says what is so: blocks and parameters are all there, its example runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gnuradio import gr, localize
+from gnuradio.localize import tags
+from localize_core.simulation.scene import SceneConfig
+from localize_core.types.fix import REASONS
+from localize_core.wire.fix_json import fix_from_json
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCKS = {
+    name: block
+    for name, block in vars(localize).items()
+    if isinstance(block, type) and issubclass(block, (gr.gateway.gateway_block, gr.hier_block2))
+}
+
+
+@pytest.fixture(scope="module")
+def blocks_page() -> str:
+    return (DOCS / "blocks.md").read_text(encoding="utf-8")
+
+
+def parameters(block: type) -> set[str]:
+    names = [name for name in inspect.signature(block.__init__).parameters if name != "self"]
+    return {*names} - {"scene"} | ({*SceneConfig.model_fields} if "scene" in names else set())
+
+
+def test_every_block_and_parameter_is_described(blocks_page: str) -> None:
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", blocks_page, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(BLOCKS)
+    for name, section in sections.items():
+        rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+        assert {key for row in rows for key in re.findall(r"`(\w+)`", row)} == parameters(BLOCKS[name])
+        assert f"| [`{name}`](#{name}) |" in blocks_page
+        live = {key for key in parameters(BLOCKS[name]) if hasattr(BLOCKS[name], f"set_{key}")}
+        assert set(re.findall(r"^\| `(\w+)` \|.*\*live\* \|$", section, re.MULTILINE)) == live
+
+
+def test_every_tag_and_reason_is_described(blocks_page: str) -> None:
+    keys = {str(value) for name, value in vars(tags).items() if name.isupper()}
+    assert keys
+    assert keys == set(re.findall(r"^\| `((?:rx|localize)_\w+)` \|", blocks_page, re.MULTILINE))
+    assert all(f"`{reason}`" in blocks_page for reason in REASONS)
+
+
+def test_the_example_runs(blocks_page: str, tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", blocks_page, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "fixes.jsonl").read_text().splitlines()
+    assert done.stdout == f"{len(lines)} fixes; failures: [None, None, None, None]\n"
+    assert [fix_from_json(line).status for line in lines] == ["ok"] * 4
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
