@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from localize_core.errors import ConfigError, ModelError, SourceError
 from localize_core.model.compiled.compile import compile_model
 from localize_core.station.config import load_station
 from localize_core.station.plan import plan_station
@@ -12,7 +13,9 @@ from localize_core.station.plan import plan_station
 
 @click.command("compile")
 @click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="ONNX file to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="ONNX file to write."
+)
 @click.option(
     "--recordings",
     "folder",
@@ -22,10 +25,16 @@ from localize_core.station.plan import plan_station
 @click.option("--json", "as_json", is_flag=True, help="Print the model's contract as JSON.")
 def command(station_file: Path, output: Path, folder: Path | None, as_json: bool) -> None:
     """Write the model of the station described in STATION, from geometry and without training."""
-    plan = plan_station(load_station(station_file, folder=folder))
     if not output.resolve().parent.is_dir():
         raise click.UsageError(f"{output}: the folder does not exist")
-    contract = compile_model(plan.spec, output)
+    try:
+        plan = plan_station(load_station(station_file, folder=folder))
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        contract = compile_model(plan.spec, output)
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written: {error.strerror}") from error
     if as_json:
         print(contract.model_dump_json())
         return

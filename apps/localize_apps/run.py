@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from localize_core.errors import ConfigError, ModelError, SourceError
 from localize_core.station.config import load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
@@ -47,9 +49,13 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
     def note(status: dict[str, Any]) -> None:
         log.log(logging.INFO if status.get("state") in (None, "ready") else logging.WARNING, "status: %s", status)
 
-    result = run_station(station, on_fix=show, on_status=note, duration_s=duration_s, live=not fast)
+    try:
+        result = run_station(station, on_fix=show, on_status=note, duration_s=duration_s, live=not fast)
+    except (ModelError, SourceError) as error:  # nothing has run yet: what the station names is no good
+        raise ConfigError(str(error)) from error
     if isinstance(result.failure, BrokenPipeError):
-        sys.stdout = None  # the reader is gone: nothing to flush at exit
+        # Whoever read this has seen enough; the interpreter must not flush to the closed pipe when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if result.failure is not None:
         click.echo(f"gr-localize: {result.failure}", err=True)

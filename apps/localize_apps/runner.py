@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from localize_core.station.config import KiwiWavSource, Station
 from localize_core.types.fix import Fix
 
 log = logging.getLogger(__name__)
+
+FINISH_S = 2.0
+STOP_S = 10.0
 
 OnFix = Callable[[Fix], None]
 OnStatus = Callable[[dict[str, Any]], None]
@@ -45,8 +49,8 @@ class _Listener(gr.sync_block):
             self.set_msg_handler(pmt.intern(port), handler)
 
     def _handle_fix(self, message: Any) -> None:
-        self.fixes += 1
         self._guard(lambda: self._on_fix(fix_from_pmt(message)))
+        self.fixes += 1
 
     def _handle_status(self, message: Any) -> None:
         self._guard(lambda: self._on_status(pmt.to_python(message)))
@@ -75,13 +79,18 @@ class StationGraph(gr.top_block):
             n_receivers=len(station.receiver),
             min_confidence=station.model.min_confidence,
             probability=station.model.probability,
-            live=live,
+            # A stream with a set end loses nothing: a radio block is not told when its stream ends, so the windows
+            # that still wait then would never be answered in time.
+            live=live and duration_s is None,
         )
         self.watched: list[Any] = [self.localizer, listener]
+        self.sinks: list[Any] = []
+        self._listener = listener
         for index, (source, port) in enumerate(self._sources(station, duration_s, live)):
             self.connect((source, port), (self.localizer, index))
         for sink in self._sinks(station):
             self.watched.append(sink)
+            self.sinks.append(sink)
             self.msg_connect(self.localizer, "fix", sink, "fix")
         self.msg_connect(self.localizer, "fix", listener, "fix")
         self.msg_connect(self.localizer, "status", listener, "status")
@@ -112,6 +121,18 @@ class StationGraph(gr.top_block):
             yield localize.zmq_fix_sink(**table.model_dump())
         for file in station.publish.file:
             yield localize.file_fix_sink(str(file.path), max_bytes=file.max_bytes, max_files=file.max_files)
+
+    def finish(self) -> None:
+        """Answer the windows that wait, and let sinks and listener have the fixes, before `stop()` cuts them off."""
+        deadline = time.monotonic() + FINISH_S
+        self.localizer.inference.finish(FINISH_S)
+        while not self._settled() and self.failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _settled(self) -> bool:
+        published = self.localizer.inference.published
+        taken = [sink.sent + sink.dropped + sink.malformed for sink in self.sinks]
+        return min([self._listener.fixes, *taken]) >= published
 
     @property
     def failure(self) -> Exception | None:
@@ -151,11 +172,13 @@ def run_station(
             if graph.failure is not None:
                 break
         if not ended.is_set():
+            if graph.failure is None:
+                graph.finish()
             graph.stop()
-            waiter.join(timeout=10.0)
+            waiter.join(timeout=STOP_S)
     failure = graph.failure
     if failure is None and not ended.is_set():
-        failure = LocalizeError("the flowgraph did not stop within 10 s")
+        failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
     return RunResult(listener.fixes, graph.localizer.inference.dropped, failure)
 
 

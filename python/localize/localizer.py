@@ -9,7 +9,7 @@ from localize_core.errors import ConfigError
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.store import compiled_model_path
 from localize_core.station.config import Station, load_station
-from localize_core.station.plan import plan_station
+from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
 
 from .cross_correlation import cross_correlation
 from .mel_spectrogram import mel_spectrogram
@@ -43,23 +43,25 @@ class localizer(gr.hier_block2):
         gr.hier_block2.__init__(
             self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
         )
-        model = source
-        if isinstance(source, Station) or str(source).endswith(".toml"):
+        model = str(source)
+        if isinstance(source, Station) or model.endswith(".toml"):
             station = source if isinstance(source, Station) else load_station(source)
-            plan = plan_station(station)
             name = name or station.station.name
-            time_steps, window_hop = time_steps or plan.time_steps, window_hop or plan.window_hop
-            model = compiled_model_path(plan.spec) if station.model.uri == "compiled" else station.model.uri
-        contract = OnnxModel(str(model)).contract
-        if contract.time_steps is not None:
-            time_steps = 0 if time_steps == 0 else contract.time_steps
+            if station.model.uri == "compiled":
+                plan = plan_station(station)
+                model, frames = str(compiled_model_path(plan.spec)), (plan.time_steps, plan.window_hop)
+            else:
+                model = station.model.uri
+                frames = fit_station(station, OnnxModel(model).contract)
+            time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
+        contract = OnnxModel(model).contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
             names = ", ".join(receiver.name for receiver in contract.receivers)
             raise ConfigError(f"n_receivers={n_receivers}: the model {contract.name} wants {wanted} ({names})")
 
         self.inference = onnx_inference(
-            str(model),
+            model,
             station=name or contract.name,
             time_steps=time_steps,
             window_hop=window_hop,
@@ -70,7 +72,7 @@ class localizer(gr.hier_block2):
         self.blocks: list[Any] = [self.inference]
         streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
         if align and n_receivers > 1:
-            aligner = time_align(sample_rate_hz=contract.sample_rate_hz, n_receivers=n_receivers)
+            aligner = time_align(contract.sample_rate_hz, n_receivers, max_fill_s=MAX_FILL_S)
             self.blocks.append(aligner)
             for index, stream in enumerate(streams):
                 self.connect(stream, (aligner, index))

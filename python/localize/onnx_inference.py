@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pmt
 from gnuradio import gr
+from localize_core.engine.history import History
 from localize_core.engine.locator import Locator, WindowContext
 from localize_core.engine.windows import Window, WindowAssembler
 from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import ConfigError, ModelError
+from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
@@ -78,14 +83,23 @@ class onnx_inference(gr.sync_block):
         self._station = station
         self._stream = stream or uuid.uuid4().hex[:8]
         self._worker: InferenceWorker | None = None
-        self._sequence = 0
+        self._reporting = threading.Lock()
+        self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
+        self._reset()
+
+    def _reset(self) -> None:
+        """As before the first frame: a flowgraph that is started again counts its items from zero."""
+        self.published = 0
         self._state: dict[str, Any] = {}
+        self._finishing = False
+        self._sequence = 0
         self._frames = 0
         self._warmup = 0
-        self._started: tuple[int, int, float] | None = None  # frame, whole seconds, fraction
-        self._rate_hz = self.contract.sample_rate_hz
-        self._frequency_hz = self.contract.frequency_hz
-        self._alignment: Alignment | None = None
+        self._assembler.restart(0)
+        self._unaligned = np.zeros(len(self.contract.receivers), np.int32)
+        self._times: History[tuple[int, float]] = History()
+        self._frequencies: History[float] = History()
+        self._alignments: History[Alignment] = History()
 
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
@@ -98,7 +112,14 @@ class onnx_inference(gr.sync_block):
         """Windows that were lost because inference was slow."""
         return self._worker.dropped if self._worker is not None else 0
 
+    def finish(self, timeout_s: float) -> None:
+        """Take no more windows and wait until those taken are answered: for a live stream that is about to be cut."""
+        self._finishing = True
+        if self._worker is not None:
+            self._worker.settle(timeout_s)
+
     def start(self) -> bool:
+        self._reset()
         self._worker = InferenceWorker(self._locator, self._publish, policy="drop-oldest" if self._live else "block")
         self._worker.start()
         self._report(state="ready", model=self.contract.name, sha256=self._locator.model.sha256)
@@ -107,6 +128,7 @@ class onnx_inference(gr.sync_block):
     def stop(self) -> bool:
         if self._worker is not None:
             self._worker.stop()
+            self.failure = self.failure or self._worker.failure
         return True
 
     @guarded
@@ -120,6 +142,8 @@ class onnx_inference(gr.sync_block):
         if skipped:
             self._assembler.restart(self._frames + skipped)
         for window in self._assembler.push(features[skipped:], level_db[skipped:], flags[skipped:]):
+            if self._finishing:
+                break
             self._worker.submit(window, self._context(window))
             self._sequence += 1
         self._frames += count
@@ -130,23 +154,27 @@ class onnx_inference(gr.sync_block):
         return count
 
     def _read_tags(self, count: int) -> None:
-        for port, channel in enumerate(self.contract.channels):
+        for port in range(len(self.contract.channels)):
             first = self.nitems_read(port)
             for tag in self.get_tags_in_range(port, first, first + count, tags.FEATURES):
-                self._check_features(port, channel.parameters, tag.value)
+                self._check_features(port, tag.value)
         first = self.nitems_read(0)
         for tag in self.get_tags_in_range(0, first, first + count):
             if pmt.eq(tag.key, tags.RX_TIME):
                 moment = tags.time_from_pmt(tag.value)
                 if moment is not None:
-                    self._started = (tag.offset, *moment)
-            elif pmt.eq(tag.key, tags.RX_FREQ) and pmt.is_number(tag.value):
-                self._frequency_hz = float(pmt.to_double(tag.value))
+                    self._times.add(tag.offset, moment)
+            elif pmt.eq(tag.key, tags.RX_FREQ) and pmt.is_number(tag.value) and not pmt.is_complex(tag.value):
+                frequency_hz = float(pmt.to_double(tag.value))
+                if math.isfinite(frequency_hz) and frequency_hz >= 0.0:
+                    self._frequencies.add(tag.offset, frequency_hz)
             elif pmt.eq(tag.key, tags.ALIGNMENT):
-                self._alignment = tags.alignment_from_pmt(tag.value)
+                alignment = tags.alignment_from_pmt(tag.value)
+                if alignment is not None:
+                    self._alignments.add(tag.offset, alignment)
 
-    def _check_features(self, port: int, wanted: dict[str, Any], value: Any) -> None:
-        found = tags.features_from_pmt(value)
+    def _check_features(self, port: int, value: Any) -> None:
+        wanted, found = self._parameters[port], tags.features_from_pmt(value)
         if found is None:
             return
         configuration, warmup_frames = found
@@ -171,34 +199,43 @@ class onnx_inference(gr.sync_block):
             of = [index[name] for name in channel.receivers] if channel.feature == "log_mel" else everyone
             first = self.nitems_read(port)
             for tag in self.get_tags_in_range(port, first, first + count):
-                if pmt.eq(tag.key, tags.LEVELS) and pmt.length(tag.value) == len(of):
+                if pmt.eq(tag.key, tags.LEVELS) and _holds(pmt.is_f32vector, tag.value, len(of)):
                     level_db[tag.offset - first, of] = pmt.f32vector_elements(tag.value)
-                elif pmt.eq(tag.key, tags.FLAGS) and pmt.length(tag.value) == len(of):
+                elif pmt.eq(tag.key, tags.FLAGS) and _holds(pmt.is_s32vector, tag.value, len(of)):
                     flags[tag.offset - first, of] |= np.array(pmt.s32vector_elements(tag.value), np.int32)
-        return level_db, flags
+        # time_align repeats this flag more rarely than some frames come, and decides it once.
+        self._unaligned |= np.bitwise_or.reduce(flags, axis=0, initial=0) & int(SampleFlag.UNALIGNED)
+        return level_db, flags | self._unaligned
 
     def _context(self, window: Window) -> WindowContext:
-        hop_s = self.contract.hop / self._rate_hz
-        if self._started is not None:
-            frame, seconds, fraction = self._started
-            start = tags.shift_time(seconds, fraction, (window.first_frame - frame) * hop_s)
+        """What the tags up to the window's end say, however many frames came at once."""
+        hop_s = self.contract.hop / self.contract.sample_rate_hz
+        first, last = window.first_frame, window.first_frame + self._steps - 1
+        timed = self._times.at(first, last)
+        if timed is not None:
+            frame, (seconds, fraction) = timed
+            start = tags.shift_time(seconds, fraction, (first - frame) * hop_s)
         else:
             now = time.time() - self._steps * hop_s
             start = (int(now), now % 1.0)
+        frequency = self._frequencies.at(first, last)
+        # The alignment's errors and gaps are those up to the window's end.
+        alignment = self._alignments.at(last, last)
         return WindowContext(
             station=self._station,
             stream=self._stream,
             sequence=self._sequence,
             start=start,
-            time_source="rx_time" if self._started is not None else "host",
-            frequency_hz=self._frequency_hz,
-            alignment=self._alignment,
+            time_source="host" if timed is None else "rx_time",
+            frequency_hz=self.contract.frequency_hz if frequency is None else frequency[1],
+            alignment=None if alignment is None else alignment[1],
             completed_s=time.monotonic(),
             dropped=0,
         )
 
     def _publish(self, fix: Fix) -> None:
         self.message_port_pub(self.FIX_PORT, fix_to_pmt(fix))
+        self.published += 1
         if fix.reason == "model_error":
             self._report(state="degraded", reason="model_error")
         else:
@@ -210,12 +247,17 @@ class onnx_inference(gr.sync_block):
 
     def _report(self, **changes: Any) -> None:
         """Publish the status when something in it has changed."""
-        state = {**self._state, **changes}
-        if state.get("state") == "ready":
-            state.pop("reason", None)
-        if state != self._state:
-            self._state = state
-            self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(state))
+        with self._reporting:  # work() and the worker's thread both report
+            state = {**self._state, **changes}
+            if state.get("state") == "ready":
+                state.pop("reason", None)
+            if state != self._state:
+                self._state = state
+                self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(state))
+
+
+def _holds(is_kind: Callable[[Any], bool], value: Any, length: int) -> bool:
+    return is_kind(value) and pmt.length(value) == length
 
 
 def _sidecar(path: str) -> Contract | None:

@@ -19,6 +19,9 @@ GAP = pmt.intern("localize_gap")
 LENGTH = pmt.intern("localize_length")
 TIME_ERROR = pmt.intern("localize_time_error")
 
+END_OF_TIME_S = 253_402_214_400
+"""31 December 9999: later times are no dates."""
+
 
 class FeatureConfig(Protocol):
     """What a tag needs of MelConfig and CorrelationConfig."""
@@ -41,7 +44,8 @@ def time_from_pmt(value: Any) -> tuple[int, float] | None:
     seconds, fraction = pmt.tuple_ref(value, 0), pmt.tuple_ref(value, 1)
     if not (pmt.is_uint64(seconds) or pmt.is_integer(seconds)) or not pmt.is_real(fraction):
         return None
-    return int(pmt.to_python(seconds)), float(pmt.to_double(fraction))
+    whole, rest = int(pmt.to_python(seconds)), float(pmt.to_double(fraction))
+    return (whole, rest) if 0 <= whole < END_OF_TIME_S and 0.0 <= rest < 1.0 else None
 
 
 def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, float]:

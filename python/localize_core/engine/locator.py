@@ -18,6 +18,8 @@ from localize_core.model.onnx_model import ModelOutput, OnnxModel
 from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+HORIZON_M = 6_000e3
+"""From a frame's origin: farther out, its plane no longer lies over the Earth."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,24 @@ class Locator:
         self.model = model
         self.min_confidence = min_confidence
         self.probability = probability
-        self._channel_receivers = _channel_receivers(model.contract)
+        names = [receiver.name for receiver in model.contract.receivers]
+        self._members = [[names.index(name) for name in channel.receivers] for channel in model.contract.channels]
 
     def locate(self, window: Window, context: WindowContext) -> Fix:
         """Never raises on data: what cannot be answered is a fix without position that names its reason."""
         contract = self.model.contract
         finite = np.isfinite(window.features).all(axis=(1, 2))
-        usable = ~window.unusable & np.array([finite[channels].all() for channels in self._channel_receivers])
-        reason = _refusal(window, usable, contract.min_receivers)
+        sound = finite & self._sound_channels(window)
+        usable = np.zeros(len(contract.receivers), bool)
+        for members, fine in zip(self._members, sound, strict=True):
+            usable[members] |= fine
+        reason = None
+        if int(usable.sum()) < contract.min_receivers:
+            reason = _refusal(window, bool(finite.all()))
         output: ModelOutput | None = None
         began = time.perf_counter()
         if reason is None:
-            features = contract.normalisation.apply(self._masked(window.features, usable))
+            features = contract.normalisation.apply(self._masked(window.features, sound))
             try:
                 output = self.model.run(features[None])
             except EngineError:
@@ -81,7 +89,11 @@ class Locator:
                 if confidence < self.min_confidence:
                     reason = "no_emitter"
                 else:
-                    position, uncertainty = self._place(output)
+                    placed = self._place(output)
+                    if placed is None:
+                        reason = "model_error"
+                    else:
+                        position, uncertainty = placed
         duration_s = window.features.shape[2] * contract.hop / contract.sample_rate_hz
         return Fix(
             station=context.station,
@@ -105,32 +117,54 @@ class Locator:
             dropped_windows=context.dropped,
         )
 
-    def _masked(self, features: np.ndarray, usable: np.ndarray) -> np.ndarray:
-        """Features with the channels of unusable receivers emptied: no correlation, and power at its floor."""
-        if usable.all():
+    def _sound_channels(self, window: Window) -> np.ndarray:
+        """Which channels come from samples that mean something, (channels,) bool.
+
+        A correlation needs receivers on one time grid. Where no receiver has time, they stand as they were delivered.
+        """
+        unaligned = np.array([bool(flag & SampleFlag.UNALIGNED) for flag in window.flags])
+        timeless = np.zeros_like(unaligned) if unaligned.all() else unaligned
+        return np.array(
+            [
+                not window.unusable[members].any()
+                and not (channel.feature == "cross_correlation" and timeless[members].any())
+                for channel, members in zip(self.model.contract.channels, self._members, strict=True)
+            ]
+        )
+
+    def _masked(self, features: np.ndarray, sound: np.ndarray) -> np.ndarray:
+        """Features with the other channels emptied: no correlation, and power at its floor."""
+        if sound.all():
             return features
         masked = features.copy()
-        for index, channel in enumerate(self.model.contract.channels):
-            members = [k for k, channels in enumerate(self._channel_receivers) if index in channels]
-            if not usable[members].all():
-                offset = channel.parameters.get("log_offset", 1e-10)
-                masked[index] = math.log(offset) if channel.feature == "log_mel" else 0.0
+        mel = self.model.contract.mel_config
+        for index in np.flatnonzero(~sound):
+            is_mel = self.model.contract.channels[index].feature == "log_mel"
+            masked[index] = math.log(mel.log_offset) if is_mel and mel is not None else 0.0
         return masked
 
-    def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty]:
+    def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty] | None:
+        """Place and ellipse on the ground, None where the model's answer is no place on Earth."""
         sigma_x, sigma_y, theta = (float(value) for value in output.uncertainty[0])
         frame = self.model.contract.frame
         if frame.kind == "wgs84_deg":
             latitude, longitude = (float(value) for value in output.position[0])
+            if abs(latitude) > 90.0 or abs(longitude) > 360.0:
+                return None
+            longitude = (longitude + 180.0) % 360.0 - 180.0  # an area may reach across the antimeridian
             return Position(latitude, longitude), Uncertainty(sigma_x, sigma_y, theta, self.probability)
         local: LocalFrame = frame.local
         point = output.position[0].astype(float)
+        if math.hypot(*point) > HORIZON_M:
+            return None
         lat, lon = local.to_wgs84(point)
         plane = Uncertainty(sigma_x, sigma_y, theta, self.probability)
         values, axes = np.linalg.eigh(local.covariance_at(point, plane.covariance_m2))
         major = math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        # A covariance whose minor axis drowns in the major one's rounding still has one.
+        minor = max(values[0], values[1] * 1e-12)
         return Position(float(lat), float(lon)), Uncertainty(
-            math.sqrt(values[1]), math.sqrt(max(values[0], 0.0)), _half_turn(major), self.probability
+            math.sqrt(values[1]), math.sqrt(minor), _half_turn(major), self.probability
         )
 
     def _centre(self, start: tuple[int, float], duration_s: float) -> datetime:
@@ -144,22 +178,12 @@ def _half_turn(angle_deg: float) -> float:
     return 90.0 - (90.0 - angle_deg) % 180.0
 
 
-def _channel_receivers(contract: Contract) -> list[list[int]]:
-    """For each receiver the channels that it takes part in."""
-    return [
-        [k for k, channel in enumerate(contract.channels) if receiver.name in channel.receivers]
-        for receiver in contract.receivers
-    ]
-
-
-def _refusal(window: Window, usable: np.ndarray, min_receivers: int) -> str | None:
-    if int(usable.sum()) >= min_receivers:
-        return None
-    if all(flag & SampleFlag.SILENT for flag in window.flags):
+def _refusal(window: Window, finite: bool) -> str:
+    """Why too few receivers are left."""
+    if window.unusable.all() and all(flag & SampleFlag.SILENT for flag in window.flags):
         return "silence"
-    if any(flag & SampleFlag.INVALID for flag, fine in zip(window.flags, usable, strict=True) if not fine):
-        return "invalid_samples"
-    return "too_few_receivers"
+    invalid = (flag & SampleFlag.INVALID and lost for flag, lost in zip(window.flags, window.unusable, strict=True))
+    return "invalid_samples" if not finite or any(invalid) else "too_few_receivers"
 
 
 def _reports(window: Window, usable: np.ndarray, contract: Contract) -> tuple[ReceiverReport, ...]:

@@ -16,7 +16,7 @@ class Window:
 
     `first_frame`: its index in the stream. `features` (channels, rows, time_steps) float32. `level_db` (receivers,):
     mean power of the receivers' samples, dB re full scale, NaN where unknown. `flags`: per receiver the union of
-    what its frames were flagged with; `unusable` (receivers,): whether most of its frames carry no signal to use.
+    what its frames were flagged with; `unusable` (receivers,): whether most of its frames are invalid or silent.
     """
 
     first_frame: int
@@ -72,7 +72,7 @@ class WindowAssembler:
 
     def _window(self) -> Window:
         flags = np.bitwise_or.reduce(self._flags, axis=0)
-        lost = (self._flags & int(SampleFlag.INVALID | SampleFlag.SILENT | SampleFlag.UNALIGNED)) != 0
+        lost = (self._flags & int(SampleFlag.INVALID | SampleFlag.SILENT)) != 0
         # dB are averaged as power: a window with one burst has the burst's mean power.
         power = np.mean(10.0 ** (self._level_db.astype(np.float64) / 10.0), axis=0)
         with np.errstate(divide="ignore"):

@@ -64,10 +64,15 @@ class InferenceWorker:
             self._waiting.append(_Job(window, context))
             self._changed.notify_all()
 
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Wait until every window has been answered, the thread has failed, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._waiting or self._busy) or self.failure is not None, timeout_s)
+
     def drain(self) -> None:
         """Wait until every window has been answered. Raises what ended the thread, if it has ended."""
+        self.settle()
         with self._changed:
-            self._changed.wait_for(lambda: not (self._waiting or self._busy) or self.failure is not None)
             self._raise_failure()
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from localize_core.errors import ModelError
+from localize_core.errors import ConfigError, ModelError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
 from localize_core.geodesy import LocalFrame
@@ -22,13 +22,13 @@ OUTPUT_NAMES = ("position", "uncertainty", "confidence")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Receiver(_Part):
     """A receiver's name and WGS84 place."""
 
-    name: str
+    name: str = Field(min_length=1)
     latitude: float
     longitude: float
     altitude_m: float = 0.0
@@ -123,6 +123,12 @@ class Contract(_Part):
         return CorrelationConfig.from_dict(found[0]) if found else None
 
     @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The complete parameters of each feature, those included that the contract leaves at their defaults."""
+        configs = [config for config in (self.mel_config, self.correlation_config) if config is not None]
+        return {config.as_dict()["feature"]: config.as_dict() for config in configs}
+
+    @property
     def hop(self) -> int:
         config = self.mel_config or self.correlation_config
         assert config is not None  # a contract has at least one channel
@@ -146,8 +152,21 @@ class Contract(_Part):
         return contract
 
     def check(self) -> None:
-        """Raise ModelError where the channels do not follow the order and sizes that the contract promises."""
+        """Raise ModelError where the contract cannot be kept: order, sizes and parameters of channels, places."""
+        try:
+            self._check()
+        except ConfigError as error:
+            raise ModelError(f"the model's contract is not usable: {error}") from error
+
+    def _check(self) -> None:
         names = [receiver.name for receiver in self.receivers]
+        if len(set(names)) < len(names):
+            raise ModelError(f"the contract's receivers must differ in name, found {names}")
+        if self.min_receivers > len(names):
+            raise ModelError(f"the contract wants min_receivers={self.min_receivers} of {len(names)} receivers")
+        for receiver in self.receivers:
+            LocalFrame(receiver.latitude, receiver.longitude)
+        LocalFrame(self.frame.latitude, self.frame.longitude)
         expected: list[tuple[str, tuple[str, ...]]] = []
         features = [channel.feature for channel in self.channels]
         if "log_mel" in features:
@@ -157,10 +176,26 @@ class Contract(_Part):
         found = [(channel.feature, channel.receivers) for channel in self.channels]
         if found != expected:
             raise ModelError(f"the contract's channels must be {expected}, found {found}")
-        for config in (self.mel_config, self.correlation_config):
-            if config is not None and config.rows != self.rows:
+        for channel in self.channels:
+            first = self.channels[features.index(channel.feature)]
+            if channel.parameters != first.parameters:
                 raise ModelError(
-                    f"the contract says rows={self.rows}, its {config.as_dict()['feature']} gives {config.rows}"
+                    f"all {channel.feature} channels share their parameters: {first.parameters} beside "
+                    f"{channel.parameters}"
                 )
-            if config is not None and config.hop != self.hop:
-                raise ModelError(f"channels of one model share a hop: {config.hop} beside {self.hop}")
+        mel, correlation = self.mel_config, self.correlation_config
+        if correlation is not None and correlation.n_receivers != len(names):
+            raise ModelError(
+                f"the contract lists {len(names)} receivers, its cross_correlation has {correlation.n_receivers}"
+            )
+        for config in (mel, correlation):
+            if config is None:
+                continue
+            feature = config.as_dict()["feature"]
+            for name, own, theirs in (
+                ("rows", self.rows, config.rows),
+                ("hop", self.hop, config.hop),
+                ("sample_rate_hz", self.sample_rate_hz, config.sample_rate_hz),
+            ):
+                if own != theirs:
+                    raise ModelError(f"the contract says {name}={own}, its {feature} gives {theirs}")

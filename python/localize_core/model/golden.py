@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from localize_core.errors import ModelError
+from localize_core.errors import EngineError, ModelError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.contract import Contract
 from localize_core.model.onnx_model import ModelOutput, OnnxModel
 
-POSITION_TOLERANCE = 0.02
-"""Largest difference of a position, in standard deviations of its own ellipse; and relative, of the ellipse's axes."""
+TOLERANCE = 0.02
+"""Largest difference of a golden answer, see `golden_difference`."""
 
 
 def golden_features(contract: Contract, *, seed: int, time_steps: int) -> np.ndarray:
@@ -52,9 +54,12 @@ def check_golden(model: OnnxModel) -> None:
     if golden is None:
         return
     features = golden_features(model.contract, seed=golden.seed, time_steps=golden.time_steps)
-    answer = model.run(model.contract.normalisation.apply(features[0])[None])
+    try:
+        answer = model.run(model.contract.normalisation.apply(features[0])[None])
+    except EngineError as error:
+        raise ModelError(f"{model.path}: golden vector: {error}") from error
     difference = golden_difference(answer, golden.position, golden.uncertainty, golden.confidence)
-    if not difference <= POSITION_TOLERANCE:
+    if not difference <= TOLERANCE:
         raise ModelError(
             f"{model.path}: golden vector: expected position {golden.position}, uncertainty {golden.uncertainty}, "
             f"confidence {golden.confidence}, the model answers {answer.position[0].tolist()}, "
@@ -65,8 +70,13 @@ def check_golden(model: OnnxModel) -> None:
 def golden_difference(
     answer: ModelOutput, position: tuple[float, float], uncertainty: tuple[float, float, float], confidence: float
 ) -> float:
-    """Largest deviation: position in standard deviations, axes relative, confidence absolute. Shape-(1, …) answers."""
+    """Largest deviation of an answer of batch 1: position in standard deviations, axes relative, their direction in
+    radians (as far as the ellipse has one), confidence absolute. NaN where anything is not finite.
+    """
     sigma = max(min(uncertainty[0], uncertainty[1]), 1e-9)
-    moved = np.abs(answer.position[0] - np.array(position)).max() / sigma
-    axes = np.abs(answer.uncertainty[0, :2] / np.array(uncertainty[:2]) - 1.0).max()
-    return float(max(moved, axes, abs(float(answer.confidence[0, 0]) - confidence)))
+    moved = np.abs(answer.position[0] - np.array(position)) / sigma
+    axes = np.abs(answer.uncertainty[0, :2] / np.array(uncertainty[:2]) - 1.0)
+    elongation = 1.0 - (sigma / max(uncertainty[0], uncertainty[1])) ** 2
+    turned = abs(math.sin(math.radians(answer.uncertainty[0, 2] - uncertainty[2]))) * elongation
+    surer = abs(float(answer.confidence[0, 0]) - confidence)
+    return float(np.max([*moved, *axes, turned, surer]))  # unlike max(), this does not lose a NaN

@@ -50,9 +50,12 @@ class OnnxModel:
             raise ModelError(f"{self.path}: not a usable ONNX model: {error}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY in metadata:
-            self.contract = Contract.from_json(metadata[METADATA_KEY])
-            if contract is not None and contract != self.contract:
-                raise ModelError(f"{self.path}: carries a contract that differs from the parameters given")
+            try:
+                self.contract = Contract.from_json(metadata[METADATA_KEY])
+            except ModelError as error:
+                raise ModelError(f"{self.path}: {error}") from error
+            if contract is not None and (differences := _differences(self.contract, contract)):
+                raise ModelError(f"{self.path}: carries a contract that differs from the one given: {differences}")
         elif contract is not None:
             contract.check()
             self.contract = contract
@@ -112,3 +115,9 @@ class OnnxModel:
                 f"for a batch of {batch}"
             )
         return ModelOutput(position, uncertainty, confidence)
+
+
+def _differences(carried: Contract, given: Contract) -> str:
+    """The fields in which two contracts differ, both sides; empty where they are equal."""
+    pairs = ((name, getattr(carried, name), getattr(given, name)) for name in Contract.model_fields)
+    return "; ".join(f"{name}={ours!r} in the file, {theirs!r} given" for name, ours, theirs in pairs if ours != theirs)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import localize_core
 from localize_core.errors import ModelError
-from localize_core.model import compiled
 from localize_core.model.compiled.compile import compile_model
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 
+COMPILER = ("geodesy.py", "features/*.py", "model/**/*.py")
+"""Sources that a compiled model depends on."""
+
 
 @lru_cache(maxsize=1)
 def _code_digest() -> str:
-    """Digest of the compiler's own sources: another compiler makes another model."""
+    """Digest of the compiler's sources: another compiler makes another model."""
+    root = Path(localize_core.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(Path(compiled.__file__).parent.glob("*.py")):
+    for path in sorted(path for pattern in COMPILER for path in root.glob(pattern)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -36,17 +41,28 @@ def compiled_model_path(spec: LikelihoodSpec) -> Path:
     """
     key = hashlib.sha256(f"{_code_digest()} {spec!r}".encode()).hexdigest()
     path = cache_folder() / f"compiled-{key[:32]}.onnx"
-    if path.exists():
-        try:
-            check_golden(OnnxModel(path))
-            return path
-        except ModelError:
-            path.unlink(missing_ok=True)  # damaged or made by another ONNX Runtime: compile again
     try:
+        if _is_sound(path):
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}")
-        compile_model(spec, draft)
-        draft.replace(path)
+        # A folder of its own beside the model: several processes may compile at once, and a rename is atomic.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            compile_model(spec, draft)
+            draft.replace(path)
     except OSError as error:
-        raise ModelError(f"{path}: the compiled model cannot be written: {error}") from error
+        raise ModelError(
+            f"{path}: the compiled model cannot be kept: {error.strerror}; XDG_CACHE_HOME can name another folder"
+        ) from error
     return path
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether there is a model that answers as it did; a damaged one, or one for another ONNX Runtime, does not."""
+    if not path.exists():
+        return False
+    try:
+        check_golden(OnnxModel(path))
+    except ModelError:
+        return False
+    return True

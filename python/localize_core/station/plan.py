@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localize_core.alignment.aligner import MAX_RATE_ERROR
 from localize_core.errors import ConfigError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
-from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m
+from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, path_length_m
 from localize_core.model.compiled.compile import MIN_TIME_STEPS
 from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
 from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
-from localize_core.model.contract import Receiver
+from localize_core.model.contract import Contract, Receiver
 from localize_core.sources.kiwi import KiwiRecording, common_span, read_kiwi_wav
 from localize_core.station.config import KiwiWavSource, Station
 
@@ -31,6 +32,12 @@ SMALLEST_FFT = 256
 LARGEST_FFT = 16384
 CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
 """Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks."""
+MAX_FILL_S = 0.5
+"""Lost samples up to this become zeros; more are skipped in all streams."""
+MAX_WINDOW_VALUES = 1 << 26
+"""Feature values in one window: 256 MiB."""
+SAME_PLACE_M = 50.0
+"""A receiver may stand this far from where a model was made for it."""
 SAMPLE_SIGMA = 0.003
 """Part of a sample that resampling and interpolation may be off."""
 
@@ -58,8 +65,12 @@ def plan_station(station: Station) -> Plan:
             "features.channels: cross_correlation needs receivers on a common clock; set station.common_clock = true "
             "if they have one, or use log_mel alone"
         )
-    recordings = [read_kiwi_wav(r.source.path) for r in station.receiver if isinstance(r.source, KiwiWavSource)]
-    window_s = station.features.window_s or _default_window_s(recordings)
+    recordings = _recordings(station)
+    if recordings and "cross_correlation" in channels and sum(r.time_valid for r in recordings) < 2:
+        raise ConfigError(
+            "features.channels: cross_correlation needs recordings with valid time stamps, fewer than two have them"
+        )
+    window_s = _window_s(station, recordings)
     path = _path(station)
     clock_ns = [
         receiver.timing_sigma_ns or _clock_sigma_ns(station, recordings, index)
@@ -93,14 +104,12 @@ def plan_station(station: Station) -> Plan:
             level_dbfs_at_1km=propagation.level_dbfs_at_1km,
             level_sigma_db=propagation.level_sigma_db,
         )
-    # Fewer frames by one than fit: rounding of the common grid may cost its last samples.
-    time_steps = int((window_s * rate_hz - n_fft) / hop) + (0 if recordings else 1)
+    time_steps, window_hop = _frames(station, window_s, n_fft=n_fft, hop=hop, from_recordings=bool(recordings))
     if time_steps < MIN_TIME_STEPS:
         raise ConfigError(
-            f"features.window_s={window_s:g}: holds {max(time_steps, 0)} frames of {n_fft} samples, at least "
+            f"features.window_s={window_s:g}: holds {time_steps} frames of {n_fft} samples, at least "
             f"{MIN_TIME_STEPS} are needed; make the window longer or features.n_fft smaller"
         )
-    window_hop_s = station.features.window_hop_s or window_s
     spec = LikelihoodSpec(
         name=station.station.name,
         sample_rate_hz=rate_hz,
@@ -113,18 +122,108 @@ def plan_station(station: Station) -> Plan:
         time_steps=None,
         probability=station.model.probability,
     )
-    return Plan(spec, time_steps, max(round(window_hop_s * rate_hz / hop), 1))
+    size = (
+        time_steps
+        * rows
+        * ((timing is not None) * len(receivers) * (len(receivers) - 1) // 2 + (level is not None) * len(receivers))
+    )
+    if size > MAX_WINDOW_VALUES:
+        raise ConfigError(
+            f"features.window_s={window_s:g}: {time_steps} frames of {rows} rows are {size:.2g} values in a window, at "
+            f"most {MAX_WINDOW_VALUES:.2g} are allowed; make the window shorter or features.hop longer"
+        )
+    return Plan(spec, time_steps, window_hop)
+
+
+def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
+    """Frames in a window, and from one window to the next, with a model that was not compiled here.
+
+    Raises ConfigError naming both sides where the model is for other receivers, another rate or another window,
+    SourceError for unreadable recordings.
+    """
+    rate_hz = station.station.sample_rate_hz
+    if contract.sample_rate_hz != rate_hz:
+        raise ConfigError(
+            f"station.sample_rate_hz={rate_hz:g}: the model {contract.name} wants {contract.sample_rate_hz:g}"
+        )
+    names, wanted = [r.name for r in station.receiver], [r.name for r in contract.receivers]
+    if names != wanted:
+        raise ConfigError(f"receivers {', '.join(names)}: the model {contract.name} wants {', '.join(wanted)}")
+    for own, theirs in zip(station.receiver, contract.receivers, strict=True):
+        apart_m = GEOD.inv(own.longitude, own.latitude, theirs.longitude, theirs.latitude)[2]
+        if apart_m > SAME_PLACE_M:
+            raise ConfigError(
+                f"receiver {own.name} at {own.latitude:g}, {own.longitude:g}: the model {contract.name} was made for "
+                f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
+            )
+    window_s = _window_s(station, recordings := _recordings(station))
+    time_steps, window_hop = _frames(
+        station, window_s, n_fft=contract.n_fft, hop=contract.hop, from_recordings=bool(recordings)
+    )
+    fixed = contract.time_steps
+    if fixed is None:
+        if time_steps < 1:
+            raise ConfigError(f"features.window_s={window_s:g}: holds no frame of {contract.n_fft} samples")
+        return time_steps, window_hop
+    if station.features.window_s is not None and time_steps != fixed:
+        raise ConfigError(
+            f"features.window_s={window_s:g}: holds {time_steps} frames, the model {contract.name} wants {fixed}"
+        )
+    return fixed, fixed if station.features.window_hop_s is None else window_hop
+
+
+def _recordings(station: Station) -> list[KiwiRecording]:
+    """The recordings of a station, empty for other kinds of source."""
+    rate_hz = station.station.sample_rate_hz
+    found = [read_kiwi_wav(r.source.path) for r in station.receiver if isinstance(r.source, KiwiWavSource)]
+    for recording in found:
+        if abs(recording.sample_rate_hz / rate_hz - 1.0) > MAX_RATE_ERROR:
+            raise ConfigError(
+                f"station.sample_rate_hz={rate_hz:g}: {recording.path} has {recording.sample_rate_hz:.0f}, and "
+                f"alignment bridges {MAX_RATE_ERROR:.0%}"
+            )
+    return found
+
+
+def _window_s(station: Station, recordings: list[KiwiRecording]) -> float:
+    """Span of a window: as the station says, or the default for its kind of source."""
+    told = station.features.window_s
+    if not recordings:
+        return told or DEFAULT_WINDOW_S
+    span_s = _usable_span_s(recordings)
+    if told is None:
+        return span_s if span_s <= LONGEST_RECORDING_S else LONGEST_RECORDING_S / 4
+    if told > span_s:
+        raise ConfigError(f"features.window_s={told:g}: the recordings share only {span_s:.4g} s")
+    return told
+
+
+def _usable_span_s(recordings: list[KiwiRecording]) -> float:
+    """How much time the recordings share, without what is skipped because one of them has lost it.
+
+    A recording without valid time stands beside the others from their common start on.
+    """
+    timed = [recording for recording in recordings if recording.time_valid]
+    shared_s = common_span(timed)[1] if timed else math.inf
+    lost_s = [gap.missing / recording.sample_rate_hz for recording in timed for gap in recording.gaps]
+    skipped_s = sum(length_s for length_s in lost_s if length_s > MAX_FILL_S)
+    untimed_s = [recording.duration_s for recording in recordings if not recording.time_valid]
+    return max(min([shared_s - skipped_s, *untimed_s]), 0.0)
+
+
+def _frames(station: Station, window_s: float, *, n_fft: int, hop: int, from_recordings: bool) -> tuple[int, int]:
+    """Frames that fit into a window (0 if none does), and from one window's start to the next."""
+    rate_hz = station.station.sample_rate_hz
+    time_steps = math.floor((window_s * rate_hz - n_fft) / hop) + 1
+    # Fewer by one than fit a whole recording: rounding of the common grid may cost its last samples.
+    if from_recordings and station.features.window_s is None:
+        time_steps -= 1
+    window_hop_s = station.features.window_hop_s or window_s
+    return max(time_steps, 0), max(round(window_hop_s * rate_hz / hop), 1)
 
 
 def _default_channels(station: Station) -> list[str]:
     return ["cross_correlation"] if station.has_common_clock and len(station.receiver) > 1 else ["log_mel"]
-
-
-def _default_window_s(recordings: list[KiwiRecording]) -> float:
-    if not recordings:
-        return DEFAULT_WINDOW_S
-    _, span_s = common_span(recordings)
-    return span_s if span_s <= LONGEST_RECORDING_S else LONGEST_RECORDING_S / 4
 
 
 def _default_n_fft(station: Station, window_s: float) -> int:
