@@ -143,10 +143,13 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     table = smoothing_polynomials(shapes)
     chosen = _width_index(average, null_mean, peak, widths)
     basis = op.gather(const(table), chosen, axis=0)  # (batch, P, order + 1, samples)
-    reach = op.gather(const(np.array(widths)), chosen, axis=0) * 0.5
+    half_width = op.gather(op.const(np.array(widths, np.int64)), chosen, axis=0)
+    reach = op.cast(half_width, to=np.float32) * 0.5
+    last = op.const(np.int64(n_lags - 1))
     for _ in range(2):
-        peak = op.clip(peak, op.const(np.int64(longest)), op.const(np.int64(n_lags - 1 - longest)))
+        peak = op.min([op.max([peak, half_width]), op.sub(last, half_width)])
         window = expand_dims(peak, 2) + op.const(np.arange(-longest, longest + 1, dtype=np.int64)[None, None, :])
+        window = op.clip(window, op.const(np.int64(0)), last)  # beyond its half width a fit has no weight
         around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, samples, frames)
         value = _coefficients(basis, mean(around, 3))
         slope = [value[k] * float(k) for k in range(1, ORDER + 1)]
@@ -225,15 +228,16 @@ def _coefficients(basis: Var, samples: Var) -> list[Var]:
 
 
 def _width_index(average: Var, null_mean: Var, peak: Var, widths: list[int]) -> Var:
-    """Which of the half widths suits each pair's peak: the largest not beyond half its width at half height."""
-    n_lags = int(average.unwrap_tensor().shape[2])  # type: ignore[index, arg-type]
+    """Which of the half widths suits each pair's peak: the largest within half height and within the lags there are."""
+    n_lags = int(average.unwrap_tensor().shape[2])
     summit = op.gather_elements(average, expand_dims(peak, 2), axis=2)
     low = op.cast(op.less(average - null_mean, (summit - null_mean) * 0.5), to=np.float32)
     place = const(np.arange(n_lags)[None, None, :])
     offset = place - expand_dims(op.cast(peak, to=np.float32), 2)
     # Distance to the nearest lag below half height is the half width; the nearer side counts.
     far = op.abs(offset) + (const(1.0) - low) * float(n_lags)
-    half = op.reduce_min(far, axes=[2], keepdims=False)
+    room = op.cast(op.min([peak, op.sub(op.const(np.int64(n_lags - 1)), peak)]), to=np.float32)
+    half = op.min([op.reduce_min(far, axes=[2], keepdims=False), room])
     suits = op.cast(
         op.less_or_equal(const(np.array([*widths[1:], 2 * n_lags])[None, None, :]), expand_dims(half, 2)), to=np.int64
     )
