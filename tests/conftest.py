@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import spox
+import spox.opset.ai.onnx.v17 as op
+from localize_core.features.correlation import CorrelationConfig
+from localize_core.features.mel import MelConfig
+from localize_core.model.contract import METADATA_KEY, Channel, Contract, Frame, Receiver
 from localize_core.types.fix import Fix, ModelIdentity, Position, ReceiverReport, Uncertainty
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,5 +88,79 @@ def kiwi_wav() -> Callable[..., bytes]:
             chunks.append(struct.pack("<4sI", b"data", len(part)) + part)
         body = b"WAVE" + b"".join(chunks)
         return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_contract() -> Callable[..., Contract]:
+    """A maker of contracts for `receivers` receivers r0, r1, ... at 8 kHz, 16 rows; fields as the test names them."""
+
+    def make(receivers: int = 3, *, mel: bool = True, correlation: bool = True, **changes: Any) -> Contract:
+        names = [f"r{k}" for k in range(receivers)]
+        channels: list[Channel] = []
+        if mel:
+            parameters = MelConfig(8000.0, n_fft=128, hop=64, n_mels=16).as_dict()
+            channels += [Channel(feature="log_mel", receivers=(name,), parameters=parameters) for name in names]
+        if correlation:
+            config = CorrelationConfig(8000.0, receivers, n_fft=64, hop=64, n_lags=16)
+            channels += [
+                Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=config.as_dict())
+                for i, j in config.pairs
+            ]
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "sample_rate_hz": 8000.0,
+            "rows": 16,
+            "channels": tuple(channels),
+            "receivers": tuple(
+                Receiver(name=name, latitude=47.0 + 0.1 * k, longitude=8.0 + 0.1 * (k % 2))
+                for k, name in enumerate(names)
+            ),
+            "frame": Frame(kind="wgs84_deg"),
+        }
+        return Contract(**(fields | changes))
+
+    return make
+
+
+Answer = Sequence[float] | Callable[[spox.Var], spox.Var]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """A maker of small ONNX models. Each output is constant, or a function of the channels' means, (batch, channels).
+
+    `embed`: write the contract into the file. `shape`: of the input, by default the contract's; `outputs`: which.
+    """
+
+    def make(
+        contract: Contract,
+        *,
+        position: Answer = (47.25, 8.5),
+        uncertainty: Answer = (200.0, 100.0, 30.0),
+        confidence: Answer = (0.9,),
+        embed: bool = True,
+        shape: tuple[int | str | None, ...] | None = None,
+        outputs: Sequence[str] = ("position", "uncertainty", "confidence"),
+        name: str = "tiny.onnx",
+    ) -> Path:
+        shape = shape or ("batch", len(contract.channels), contract.rows, contract.time_steps or "time_steps")
+        features = spox.argument(spox.Tensor(np.float32, shape))
+        axes = [-1, -2] if len(shape) == 4 else [-1]
+        means = op.reduce_mean(features, axes=axes, keepdims=False)
+        answers = {"position": position, "uncertainty": uncertainty, "confidence": confidence}
+
+        def output(answer: Answer) -> spox.Var:
+            if callable(answer):
+                return answer(means)
+            zeros = op.const(np.zeros((int(shape[1]), len(answer)), np.float32))
+            return op.add(op.matmul(means, zeros), op.const(np.array([answer], np.float32)))
+
+        model = spox.build({"features": features}, {key: output(answers[key]) for key in outputs})
+        if embed:
+            onnx.helper.set_model_props(model, {METADATA_KEY: contract.model_dump_json()})
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
 
     return make

@@ -79,7 +79,7 @@ class WindowAssembler:
             level_db = 10.0 * np.log10(power)
         return Window(
             first_frame=self._first,
-            features=np.ascontiguousarray(self._features.transpose(1, 2, 0)),
+            features=self._features.transpose(1, 2, 0).copy(),
             level_db=level_db,
             flags=tuple(SampleFlag(int(value)) for value in flags),
             unusable=lost.mean(axis=0) > 0.5,

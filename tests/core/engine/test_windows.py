@@ -1,0 +1,120 @@
+"""Windows against plain slicing, however the frames come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from localize_core.engine.history import History
+from localize_core.engine.windows import Window, WindowAssembler
+from localize_core.errors import ConfigError
+from localize_core.features.quality import SampleFlag
+
+CHANNELS, ROWS, RECEIVERS = 2, 3, 2
+
+
+def frames(count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, levels and flags that tell every frame from every other."""
+    number = np.arange(start, start + count)
+    features = number[:, None, None] + np.arange(CHANNELS * ROWS).reshape(CHANNELS, ROWS) / 100.0
+    level_db = -number[:, None] - np.array([0.0, 0.5])
+    flags = np.stack([1 << number % 5, 1 << number % 3], axis=1)
+    return features.astype(np.float32), level_db.astype(np.float32), flags.astype(np.int32)
+
+
+def push_chopped(assembler: WindowAssembler, found: tuple[np.ndarray, ...], sizes: list[int]) -> list[Window]:
+    windows: list[Window] = []
+    at, turn = 0, 0
+    while at < len(found[0]):
+        size = sizes[turn % len(sizes)]
+        windows += assembler.push(*(values[at : at + size] for values in found))
+        at, turn = at + size, turn + 1
+    return windows
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(0, 60),
+    time_steps=st.integers(1, 12),
+    window_hop=st.integers(1, 30),
+    sizes=st.lists(st.integers(1, 25), min_size=1, max_size=5),
+    first=st.integers(0, 1000),
+)
+def test_windows_are_slices_of_the_stream(count, time_steps, window_hop, sizes, first):
+    found = frames(count)
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=time_steps, window_hop=window_hop)
+    assembler.restart(first)
+    windows = push_chopped(assembler, found, sizes)
+    starts = range(0, count - time_steps + 1, window_hop)
+    assert [window.first_frame for window in windows] == [first + start for start in starts]
+    for window, start in zip(windows, starts, strict=True):
+        features, level_db, flags = (values[start : start + time_steps] for values in found)
+        np.testing.assert_array_equal(window.features, features.transpose(1, 2, 0))
+        np.testing.assert_allclose(window.level_db, 10 * np.log10(np.mean(10 ** (level_db / 10), axis=0)), rtol=1e-5)
+        assert window.flags == tuple(SampleFlag(int(np.bitwise_or.reduce(flags[:, r]))) for r in range(RECEIVERS))
+
+
+def test_a_window_keeps_its_features_when_more_frames_come():
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=4, window_hop=2)
+    (window,) = assembler.push(*frames(5))
+    before = window.features.copy()
+    assembler.push(*frames(20, start=5))
+    np.testing.assert_array_equal(window.features, before)
+
+
+def test_restart_drops_what_is_held_and_what_was_to_be_skipped():
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=4, window_hop=10)
+    assembler.push(*frames(6))  # one window, and four frames more to skip
+    assembler.restart(6)
+    (window,) = assembler.push(*frames(4, start=6))
+    assert window.first_frame == 6
+    assert window.features[0, 0, 0] == 6.0
+    assembler.restart(10)
+    assembler.push(*frames(3, start=10))
+    assembler.restart(13)
+    assert assembler.push(*frames(3, start=13)) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "bad_frames", "unusable"),
+    [
+        (SampleFlag.SILENT, 2, False),
+        (SampleFlag.SILENT, 3, True),
+        (SampleFlag.INVALID, 3, True),
+        (SampleFlag.SATURATED, 4, False),
+        (SampleFlag.GAP, 4, False),
+    ],
+)
+def test_a_receiver_is_unusable_when_most_of_its_frames_are(flag, bad_frames, unusable):
+    features, level_db, flags = frames(4)
+    flags[:] = 0
+    flags[:bad_frames, 1] = flag
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=4, window_hop=4)
+    (window,) = assembler.push(features, level_db, flags)
+    assert window.unusable.tolist() == [False, unusable]
+    assert window.flags == (SampleFlag(0), flag)
+
+
+@pytest.mark.parametrize(("name", "value"), [("time_steps", 0), ("window_hop", 0), ("window_hop", -3)])
+def test_sizes_are_positive(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        WindowAssembler(1, 1, 1, **{"time_steps": 4, "window_hop": 4, name: value})
+
+
+@given(
+    entries=st.lists(st.integers(0, 30), unique=True, max_size=8).map(sorted),
+    asked=st.lists(st.integers(0, 30), min_size=1, max_size=8).map(sorted),
+    span=st.integers(0, 5),
+)
+def test_history_answers_as_if_nothing_was_forgotten(entries, asked, span):
+    history: History[str] = History()
+    for frame in entries:
+        history.add(frame, f"wrong {frame}")
+        history.add(frame, f"value {frame}")
+    for frame in asked:
+        before = [entry for entry in entries if entry <= frame]
+        soon = [entry for entry in entries if frame < entry <= frame + span]
+        expected = before[-1] if before else soon[0] if soon else None
+        found = history.at(frame, frame + span)
+        assert found == (None if expected is None else (expected, f"value {expected}"))

@@ -1,0 +1,185 @@
+"""The thread that runs inference: order, what is dropped, and how it fails and ends."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pytest
+from localize_core.engine.locator import WindowContext
+from localize_core.engine.windows import Window
+from localize_core.engine.worker import InferenceWorker
+from localize_core.errors import ConfigError, EngineError
+from localize_core.features.quality import SampleFlag
+from localize_core.types.fix import Fix
+
+WAIT_S = 20.0
+WINDOW = Window(0, np.zeros((1, 1, 1), np.float32), np.zeros(1), (SampleFlag(0),), np.zeros(1, bool))
+
+
+def context(sequence: int, dropped: int = 0) -> WindowContext:
+    return WindowContext("s", "t", sequence, (0, 0.0), "host", None, None, 0.0, dropped)
+
+
+class GatedLocator:
+    """Answers a window once the gate is open; says when it has begun."""
+
+    def __init__(self, make_fix: Any) -> None:
+        self.gate, self.began = threading.Event(), threading.Event()
+        self.fail_at: int | None = None
+        self._make_fix = make_fix
+
+    def locate(self, window: Window, context: WindowContext) -> Fix:
+        self.began.set()
+        assert self.gate.wait(WAIT_S)
+        if context.sequence == self.fail_at:
+            raise EngineError("no more")
+        stamp = datetime.now(timezone.utc)
+        return self._make_fix(sequence=context.sequence, dropped_windows=context.dropped, timestamp=stamp)
+
+
+@pytest.fixture
+def locator(make_fix):
+    return GatedLocator(make_fix)
+
+
+@pytest.fixture
+def fixes() -> list[Fix]:
+    return []
+
+
+def worker_of(locator, fixes, **options) -> InferenceWorker:
+    worker = InferenceWorker(locator, fixes.append, **options)
+    worker.start()
+    return worker
+
+
+def test_block_keeps_order_and_loses_nothing(locator, fixes):
+    worker = worker_of(locator, fixes, policy="block", capacity=2)
+    submitted = threading.Event()
+
+    def feed():
+        for sequence in range(50):
+            worker.submit(WINDOW, context(sequence))
+        submitted.set()
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    assert locator.began.wait(WAIT_S)
+    assert not submitted.is_set()  # one is being answered and two wait: the rest is held back
+    locator.gate.set()
+    feeder.join(WAIT_S)
+    worker.drain()
+    assert [fix.sequence for fix in fixes] == list(range(50))
+    assert worker.dropped == 0
+    worker.stop()
+
+
+def test_drop_oldest_counts_what_it_drops_and_the_next_fix_says_so(locator, fixes):
+    worker = worker_of(locator, fixes, policy="drop-oldest", capacity=3)
+    worker.submit(WINDOW, context(0))
+    assert locator.began.wait(WAIT_S)  # 0 is being answered
+    for sequence in range(1, 11):
+        worker.submit(WINDOW, context(sequence))
+    assert worker.dropped == 7
+    locator.gate.set()
+    worker.drain()
+    worker.submit(WINDOW, context(11))
+    worker.drain()
+    assert [fix.sequence for fix in fixes] == [0, 8, 9, 10, 11]
+    assert [fix.dropped_windows for fix in fixes] == [0, 7, 0, 0, 0]
+    assert len(fixes) + worker.dropped == 12
+    worker.stop()
+
+
+def test_what_a_window_lost_before_it_came_is_added(locator, fixes):
+    locator.gate.set()
+    worker = worker_of(locator, fixes)
+    worker.submit(WINDOW, context(0, dropped=4))
+    worker.stop()
+    assert fixes[0].dropped_windows == 4
+
+
+def test_stop_answers_what_waits(locator, fixes):
+    worker = worker_of(locator, fixes, policy="block", capacity=8)
+    for sequence in range(5):
+        worker.submit(WINDOW, context(sequence))
+    assert locator.began.wait(WAIT_S)
+    stopper = threading.Thread(target=worker.stop)
+    stopper.start()
+    locator.gate.set()
+    stopper.join(WAIT_S)
+    assert not stopper.is_alive()
+    assert [fix.sequence for fix in fixes] == list(range(5))
+
+
+def test_settle_gives_up_after_its_time(locator, fixes):
+    worker = worker_of(locator, fixes)
+    worker.submit(WINDOW, context(0))
+    worker.settle(0.01)
+    assert fixes == []
+    locator.gate.set()
+    worker.settle()
+    assert len(fixes) == 1
+    worker.stop()
+
+
+@pytest.mark.parametrize("policy", ["block", "drop-oldest"])
+def test_a_failure_of_the_locator_reaches_the_caller(locator, fixes, policy):
+    locator.fail_at = 1
+    worker = worker_of(locator, fixes, policy=policy, capacity=4)
+    for sequence in range(4):
+        worker.submit(WINDOW, context(sequence))
+    locator.gate.set()
+    with pytest.raises(EngineError, match="no more"):
+        worker.drain()
+    with pytest.raises(EngineError, match="no more"):
+        worker.submit(WINDOW, context(4))
+    assert [fix.sequence for fix in fixes] == [0]
+    worker.stop()
+    assert isinstance(worker.failure, EngineError)
+
+
+def test_a_failure_lets_go_of_a_caller_that_is_held_back(locator, fixes):
+    locator.fail_at = 0
+    worker = worker_of(locator, fixes, policy="block", capacity=1)
+    worker.submit(WINDOW, context(0))
+    assert locator.began.wait(WAIT_S)
+    worker.submit(WINDOW, context(1))
+    raised: list[Exception] = []
+
+    def feed():
+        try:
+            worker.submit(WINDOW, context(2))
+        except EngineError as error:
+            raised.append(error)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    locator.gate.set()
+    feeder.join(WAIT_S)
+    assert not feeder.is_alive()
+    assert len(raised) == 1
+    worker.stop()
+
+
+def test_a_failure_of_deliver_counts_too(locator):
+    def deliver(fix: Fix) -> None:
+        raise ConfigError("nobody wants it")
+
+    locator.gate.set()
+    worker = InferenceWorker(locator, deliver)
+    worker.start()
+    worker.submit(WINDOW, context(0))
+    with pytest.raises(ConfigError, match="nobody"):
+        worker.drain()
+    worker.stop()
+
+
+@pytest.mark.parametrize("options", [{"policy": "newest"}, {"capacity": 0}])
+def test_bad_options(locator, fixes, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ConfigError, match=f"{name}={value!r}"):
+        InferenceWorker(locator, fixes.append, **options)
