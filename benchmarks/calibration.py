@@ -192,7 +192,10 @@ def main(trials: int, seed: int, as_json: bool) -> None:
             if as_json:
                 print(json.dumps(row), flush=True)
             else:
-                print("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+                print(
+                    "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ PACE_S = 0.01
 
 
 class scene_source(gr.sync_block):
-    """One complex stream per receiver, tagged with `rx_time`, `rx_rate` and `rx_freq` at the start and each second.
+    """One complex stream per receiver, tagged with `rx_time`, `rx_rate` and `rx_freq` at the start and each second,
+    and with `localize_length` where it ends.
 
     `receivers`: (name, latitude, longitude) or (name, latitude, longitude, altitude_m). `duration_s`: 0 never ends.
     `throttle`: pace to real time. `scene`: the fields of SceneConfig.
@@ -76,6 +77,9 @@ class scene_source(gr.sync_block):
         return min(count, max(due, wanted))
 
     def _tag(self, first: int, count: int) -> None:
+        if first == 0 and self._total is not None:
+            # Whoever gathers samples before going on learns that a short stream is whole.
+            tags.write(self, len(self.scene.receivers), 0, tags.LENGTH, pmt.from_uint64(self._total))
         interval = TAG_INTERVAL_S * self.scene.sample_rate_hz
         for number in range(math.ceil(first / interval), math.ceil((first + count) / interval)):
             offset = math.ceil(number * interval)

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from pyproj import Geod, Transformer
+from pyproj.enums import TransformDirection
 
 from localize_core.errors import ConfigError
 
@@ -28,12 +29,19 @@ def _geodetic_to_ecef() -> Transformer:
     return Transformer.from_crs("EPSG:4979", "EPSG:4978", always_xy=True)
 
 
+def _transform(x: np.ndarray, y: np.ndarray, z: np.ndarray, *, inverse: bool = False) -> list[np.ndarray]:
+    """Longitude, latitude, altitude to Earth-centred coordinates, or back; shapes are kept."""
+    # pyproj takes arrays of one element for scalars: lists it takes for what they are.
+    columns = [np.asarray(value, float).ravel().tolist() for value in (x, y, z)]
+    direction = TransformDirection.INVERSE if inverse else TransformDirection.FORWARD
+    results = _geodetic_to_ecef().transform(*columns, direction=direction)
+    return [np.reshape(result, np.shape(x)) for result in results]
+
+
 def ecef_m(latitude: np.ndarray | float, longitude: np.ndarray | float, altitude_m: np.ndarray | float) -> np.ndarray:
     """Earth-centred coordinates of WGS84 places: shape of the broadcast inputs plus (3,), metres."""
-    latitude, longitude, altitude_m = np.broadcast_arrays(
-        np.asarray(latitude, float), np.asarray(longitude, float), np.asarray(altitude_m, float)
-    )
-    return np.stack(_geodetic_to_ecef().transform(longitude, latitude, altitude_m), axis=-1)
+    latitude, longitude, altitude_m = np.broadcast_arrays(latitude, longitude, altitude_m)
+    return np.stack(_transform(longitude, latitude, altitude_m), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,8 @@ class LocalFrame:
         east_north_m = np.asarray(east_north_m, float)
         up = surface_up_m(self, east_north_m)
         xyz = self.origin_ecef_m + np.concatenate([east_north_m, up[..., None]], axis=-1) @ self.axes
-        longitude, latitude, _ = _geodetic_to_ecef().transform(
-            xyz[..., 0], xyz[..., 1], xyz[..., 2], direction="INVERSE"
-        )
-        return np.asarray(latitude), np.asarray(longitude)
+        longitude, latitude, _ = _transform(xyz[..., 0], xyz[..., 1], xyz[..., 2], inverse=True)
+        return latitude, longitude
 
     def covariance_at(self, east_north_m: np.ndarray, covariance_m2: np.ndarray) -> np.ndarray:
         """Turn a covariance of plane coordinates at a point into one of local (east, north) at that place.

@@ -42,6 +42,7 @@ def test_tags_at_the_start_and_each_second(max_items):
     _, sinks = run(max_items)
     for sink in sinks:
         tags = {(tag.offset, pmt.symbol_to_string(tag.key)): tag.value for tag in sink.tags()}
+        assert pmt.to_uint64(tags.pop((0, "localize_length"))) == len(sink.data()) == round(2.5 * RATE_HZ)
         offsets = [0, 12_001, 24_001]
         assert set(tags) == {(offset, key) for offset in offsets for key in ("rx_time", "rx_rate", "rx_freq")}
         for offset in offsets:
