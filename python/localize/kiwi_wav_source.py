@@ -23,7 +23,7 @@ class kiwi_wav_source(gr.sync_block):
 
     `rx_time` on the first sample, about every second and after each gap comes from the line fitted to all stamps; a
     recording without valid time has none. `rx_rate` is the true rate, `rx_freq` is `frequency_hz` or, if None, what
-    the file's name says. `localize_time_error` is the standard deviation of the stamps (seconds), `localize_length`
+    the file's name says. `localize_time_error` is the standard error of that time line (seconds), `localize_length`
     the number of samples. `repeat`: over and over, each time later by the recording's duration rounded up to whole
     minutes, so that recordings made together stay together.
 
@@ -68,7 +68,7 @@ class kiwi_wav_source(gr.sync_block):
         if self._frequency_hz is not None:
             self.add_item_tag(0, 0, tags.RX_FREQ, pmt.from_double(self._frequency_hz))
         if self.recording.time_valid:
-            error = pmt.from_double(self.recording.stamp_residual_ns * 1e-9)
+            error = pmt.from_double(self.recording.time_error_ns * 1e-9)
             self.add_item_tag(0, 0, tags.TIME_ERROR, error)
         if not self._repeat:
             self.add_item_tag(0, 0, tags.LENGTH, pmt.from_uint64(len(self.recording.samples)))

@@ -57,7 +57,7 @@ def test_samples_and_what_they_are(recording):
     assert {k: pmt.to_double(v) for k, v in values(found, tags.RX_FREQ).items()} == {0: 77500.0}
     assert {k: pmt.to_uint64(v) for k, v in values(found, tags.LENGTH).items()} == {0: 512 * BLOCKS}
     error_s = pmt.to_double(values(found, tags.TIME_ERROR)[0])
-    assert error_s == pytest.approx(source.recording.stamp_residual_ns * 1e-9)
+    assert error_s == pytest.approx(source.recording.time_error_ns * 1e-9)
 
 
 def test_times_at_the_start_every_second_and_after_the_gap(recording):

@@ -31,6 +31,8 @@ WEEK_S = 604_800
 _NAME = re.compile(r"^(\d{8}T\d{6})Z_(\d+)_")
 _MAX_RATE_ERROR = 5e-4
 _MIN_AGREEMENT = 0.1
+_TOLERANCES_S = (20e-6, 100e-6, 500e-6, 2e-3)
+_MOST = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class KiwiRecording:
     `samples`: complex64, full scale 1. `sample_rate_hz`: the true rate, or the header's where the time is not valid.
     `start_time`: whole UTC seconds since 1970 and the fraction, of sample 0; None where no stamps agree; seconds
     since the start of an unknown GPS week where the file's name holds no date (`date_known`). `stamp_residual_ns`:
-    standard deviation of the stamps used about the line, 0 without time. `frequency_hz`: from the file's name, or
+    standard deviation of the stamps used about the line, `time_error_ns`: largest standard error of the line itself, both
+    0 without time. `frequency_hz`: from the file's name, or
     None.
     """
 
@@ -59,6 +62,7 @@ class KiwiRecording:
     start_time: tuple[int, float] | None
     date_known: bool
     stamp_residual_ns: float
+    time_error_ns: float
     stamps_used: int
     stamps_rejected: int
     gaps: tuple[Gap, ...]
@@ -139,6 +143,7 @@ def read_kiwi_wav(path: str | Path, *, max_fix_age_s: int = 120) -> KiwiRecordin
             start_time=None,
             date_known=False,
             stamp_residual_ns=0.0,
+            time_error_ns=0.0,
             stamps_used=0,
             stamps_rejected=len(stamps.index),
             gaps=(),
@@ -155,6 +160,7 @@ def read_kiwi_wav(path: str | Path, *, max_fix_age_s: int = 120) -> KiwiRecordin
         start_time=(base_s + whole_s, fit.offset_s - whole_s),
         date_known=named_s is not None,
         stamp_residual_ns=fit.scatter_s * 1e9,
+        time_error_ns=fit.standard_error_s * 1e9,
         stamps_used=fit.used,
         stamps_rejected=len(stamps.index) - fit.used,
         gaps=gaps,
@@ -229,9 +235,20 @@ def _time_line(
 ) -> tuple[ClockFit | None, tuple[Gap, ...]]:
     """The line of time against sample and the gaps in it; lost samples are whole blocks, so lines are."""
     nominal_hz = _nominal_rate_hz(index, time_s, header_rate_hz)
-    rough = fit_clock(index, time_s, nominal_hz, max_rate_error=_MAX_RATE_ERROR, step_unit=block)
-    if rough is None:
+    fits = [
+        (tolerance_s, fit)
+        for tolerance_s in _TOLERANCES_S
+        if (
+            fit := fit_clock(
+                index, time_s, nominal_hz, tolerance_s=tolerance_s, max_rate_error=_MAX_RATE_ERROR, step_unit=block
+            )
+        )
+    ]
+    if not fits:
         return None, ()
+    # Stamps of some receivers jitter: the closest agreement counts that has most of those that agree at all.
+    most = max(fit.used for _, fit in fits)
+    tolerance_s, rough = next((t, fit) for t, fit in fits if fit.used >= _MOST * most)
     gaps = tuple(Gap(step.index, round(step.seconds * rough.rate_hz / block) * block) for step in rough.steps)
     if not gaps:
         return rough, ()
@@ -239,7 +256,10 @@ def _time_line(
     for gap in gaps:
         lost[index >= gap.index] += gap.missing
     good = rough.inliers
-    return fit_clock((index + lost)[good], time_s[good], nominal_hz, max_rate_error=_MAX_RATE_ERROR), gaps
+    fit = fit_clock(
+        (index + lost)[good], time_s[good], nominal_hz, tolerance_s=tolerance_s, max_rate_error=_MAX_RATE_ERROR
+    )
+    return fit, gaps
 
 
 def _nominal_rate_hz(index: NDArray[np.int64], time_s: NDArray[np.float64], header_rate_hz: float) -> float:

@@ -121,6 +121,18 @@ def test_single_wrong_stamps_and_jitter(write):
         assert abs(time_error_ns(recording, 512 * k, int(true[k]))) < 40.0
 
 
+@pytest.mark.parametrize("jitter_us", [10.0, 50.0, 200.0])
+def test_stamps_that_all_jitter_are_averaged(write, jitter_us):
+    true = stamps_ns()
+    noisy = true + np.round(np.random.default_rng(7).normal(0.0, jitter_us * 1e3, BLOCKS)).astype(np.int64)
+    recording = read_kiwi_wav(write(noise(), stamps(noisy)))
+    assert recording.time_valid
+    assert recording.stamps_used > 0.75 * BLOCKS
+    assert recording.time_error_ns < 0.25 * recording.stamp_residual_ns
+    for k in (0, BLOCKS // 2, BLOCKS - 1):
+        assert abs(time_error_ns(recording, 512 * k, int(true[k]))) < 4.0 * recording.time_error_ns
+
+
 def test_old_stamps_are_not_used(write):
     """A clock without GNSS drifts away; the age field says since when."""
     true = stamps_ns()
