@@ -50,9 +50,8 @@ class KiwiRecording:
     `samples`: complex64, full scale 1. `sample_rate_hz`: the true rate, or the header's where the time is not valid.
     `start_time`: whole UTC seconds since 1970 and the fraction, of sample 0; None where no stamps agree; seconds
     since the start of an unknown GPS week where the file's name holds no date (`date_known`). `stamp_residual_ns`:
-    standard deviation of the stamps used about the line, `time_error_ns`: largest standard error of the line itself, both
-    0 without time. `frequency_hz`: from the file's name, or
-    None.
+    standard deviation of the stamps used about the line, `time_error_ns`: largest standard error of the line
+    itself, both 0 without time. `frequency_hz`: from the file's name, or None.
     """
 
     path: Path
