@@ -94,16 +94,16 @@ def kiwi_wav() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def make_contract() -> Callable[..., Contract]:
-    """A maker of contracts for `receivers` receivers r0, r1, ... at 8 kHz, 16 rows; fields as the test names them."""
+    """A maker of contracts for `n_receivers` receivers r0, r1, ... at 8 kHz, 16 rows; fields as the test names them."""
 
-    def make(receivers: int = 3, *, mel: bool = True, correlation: bool = True, **changes: Any) -> Contract:
-        names = [f"r{k}" for k in range(receivers)]
+    def make(n_receivers: int = 3, *, mel: bool = True, correlation: bool = True, **changes: Any) -> Contract:
+        names = [f"r{k}" for k in range(n_receivers)]
         channels: list[Channel] = []
         if mel:
             parameters = MelConfig(8000.0, n_fft=128, hop=64, n_mels=16).as_dict()
             channels += [Channel(feature="log_mel", receivers=(name,), parameters=parameters) for name in names]
         if correlation:
-            config = CorrelationConfig(8000.0, receivers, n_fft=64, hop=64, n_lags=16)
+            config = CorrelationConfig(8000.0, n_receivers, n_fft=64, hop=64, n_lags=16)
             channels += [
                 Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=config.as_dict())
                 for i, j in config.pairs

@@ -41,6 +41,6 @@ def command(station_file: Path, output: Path, folder: Path | None, as_json: bool
     features = " and ".join(dict.fromkeys(channel.feature for channel in contract.channels))
     print(
         f"{output}: {len(contract.receivers)} receivers, {len(contract.channels)} channels of {features}, "
-        f"{contract.rows} rows; {output.stat().st_size / 1024:.0f} KiB. Run it with windows of {plan.time_steps} frames "
-        f"({plan.time_steps * contract.hop / contract.sample_rate_hz:.3g} s)."
+        f"{contract.rows} rows; {output.stat().st_size / 1024:.0f} KiB. Run it with windows of {plan.time_steps} "
+        f"frames ({plan.time_steps * contract.hop / contract.sample_rate_hz:.3g} s)."
     )

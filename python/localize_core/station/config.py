@@ -70,7 +70,7 @@ class AreaTable(_Table):
     west: float = Field(ge=-180.0, le=180.0)
     north: float = Field(ge=-90.0, le=90.0)
     east: float = Field(ge=-180.0, le=360.0, description="above 180 where the box crosses the antimeridian")
-    altitude_m: float = Field(0.0, description="height of emitters above the ellipsoid")
+    altitude_m: float = Field(0.0, ge=-500.0, le=50_000.0, description="height of emitters above the ellipsoid")
 
     @model_validator(mode="after")
     def _ordered(self) -> AreaTable:
@@ -79,7 +79,10 @@ class AreaTable(_Table):
         if self.west >= self.east:
             raise ValueError(f"west={self.west} must be less than east={self.east} (add 360 across the antimeridian)")
         if self.north - self.south > 60.0 or self.east - self.west > 90.0:
-            raise ValueError("spans more than 60 degrees of latitude or 90 of longitude: beyond a tangent frame")
+            raise ValueError(
+                f"from south={self.south}, west={self.west} to north={self.north}, east={self.east} are more than 60 "
+                "degrees of latitude or 90 of longitude: beyond a tangent frame"
+            )
         return self
 
 
@@ -100,6 +103,13 @@ class FeaturesTable(_Table):
         None, gt=0.0, description="span of one fix; the whole recording for files when left out"
     )
     window_hop_s: float | None = Field(None, gt=0.0, description="from one window's start to the next; window_s")
+
+    @field_validator("channels")
+    @classmethod
+    def _each_once(cls, value: list[FeatureName] | None) -> list[FeatureName] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"each feature once, found {value}")
+        return value
 
 
 class PropagationTable(_Table):

@@ -84,6 +84,9 @@ def plan_station(station: Station) -> Plan:
     smallest = max(2.0 * rows * lag_step if correlates else 0.0, 4.0 * rows if "log_mel" in channels else 0.0)
     n_fft = station.features.n_fft or max(_default_n_fft(station, window_s), 2 ** math.ceil(math.log2(smallest)))
     hop = station.features.hop or n_fft
+    if station.features.window_s is None and not recordings:
+        # At low rates frames are long: a window holds enough of them all the same.
+        window_s = max(window_s, (n_fft + (FRAMES_AIMED_AT - 1) * hop) / rate_hz)
 
     timing = level = None
     if "cross_correlation" in channels:
@@ -249,7 +252,7 @@ def _path(station: Station) -> PathDelay:
 def _clock_sigma_ns(station: Station, recordings: list[KiwiRecording], index: int) -> float:
     sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
     if recordings:
-        return math.hypot(sigma_ns, recordings[index].stamp_residual_ns)
+        return math.hypot(sigma_ns, recordings[index].time_error_ns)
     jitter_ns = station.scene.timing_jitter_ns if station.scene is not None else 0.0
     return math.hypot(sigma_ns, jitter_ns)
 

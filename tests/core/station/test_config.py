@@ -1,0 +1,281 @@
+"""The station file: every key within its range, every mistake named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from localize_core.errors import ConfigError
+from localize_core.station.config import Station, load_station, parse_station
+
+MINIMAL = """
+[station]
+name = "test"
+sample_rate_hz = 48e3
+frequency_hz = 100e6
+
+[[receiver]]
+name = "north"
+latitude = 47.1
+longitude = 8.0
+source = { kind = "scene" }
+
+[[receiver]]
+name = "south"
+latitude = 46.9
+longitude = 8.0
+source = { kind = "scene" }
+
+[area]
+south = 46.8
+west = 7.8
+north = 47.2
+east = 8.2
+
+[scene]
+track = [[47.0, 8.0]]
+"""
+
+HOUSE_PLAN = """
+[station]
+name = "dcf77"
+sample_rate_hz = 12000.0
+frequency_hz = 77500.0
+
+[[receiver]]
+name = "HB9ODP"
+latitude = 46.499351
+longitude = 8.798828
+[receiver.source]
+kind = "kiwi-wav"
+path = "20200813T065220Z_77500_HB9ODP_iq.wav"
+
+[area]                            # where an emitter may be
+south = 45.0
+west = -2.0
+north = 55.0
+east = 14.0
+
+[features]                        # optional: left out, chosen from rate, geometry and sources
+[model]
+uri = "compiled"
+[cache]                           # off for live streams unless asked for
+[publish]                         # zmq, redis, file, …: any number
+[metrics]
+"""
+
+
+def parse(text: str) -> Station:
+    return parse_station(text, folder=Path("/somewhere"))
+
+
+def with_table(table: str, line: str) -> str:
+    """MINIMAL with one more line in a table, which may be there already with another value of that key."""
+    key = line.split("=")[0].strip()
+    lines, inside, done = [], False, False
+    for old in MINIMAL.splitlines():
+        if old.startswith("["):
+            inside = old == table and not done
+        if inside and old.split("=")[0].strip() == key:
+            continue
+        lines.append(old)
+        if inside and old.startswith("[") and not done:
+            lines.append(line)
+            done = True
+    return "\n".join(lines if done else [*lines, table, line])
+
+
+def test_the_least_that_a_station_needs():
+    station = parse(MINIMAL)
+    assert [receiver.name for receiver in station.receiver] == ["north", "south"]
+    assert station.source_kind == "scene"
+    assert station.has_common_clock
+    assert station.model.uri == "compiled"
+    assert (station.publish.zmq, station.publish.file) == ([], [])
+
+
+def test_the_station_file_of_the_house_plan(data_dir):
+    station = parse_station(HOUSE_PLAN, folder=data_dir / "kiwi-dcf77")
+    assert station.receiver[0].source.path.is_file()
+
+
+GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
+    ("[station]", "name", ["x"], ["", 5]),
+    ("[station]", "sample_rate_hz", [1.0, 2_000_000], [0.0, -1.0, "fast", "nan", "inf"]),
+    ("[station]", "frequency_hz", [1.0], [0.0, -5.0]),
+    ("[station]", "common_clock", [True, False], ["maybe"]),
+    ("[[receiver]]", "name", ["x"], [""]),
+    ("[[receiver]]", "latitude", [-90.0, 90.0], [-90.1, 91.0, "north"]),
+    ("[[receiver]]", "longitude", [-180.0, 180.0], [-181.0, 180.5]),
+    ("[[receiver]]", "altitude_m", [-500.0, 50e3], [-501.0, 60e3]),
+    ("[[receiver]]", "timing_sigma_ns", [0.1], [0.0, -1.0]),
+    ("[[receiver]]", "gain_sigma_db", [0.0], [-0.1]),
+    ("[[receiver]]", "noise_dbfs", [0.0, -90.0], [0.1]),
+    ("[area]", "south", [-89.0 + 130.0], [47.2, 47.3, -91.0]),
+    ("[area]", "north", [47.0], [46.8, 46.0, 91.0]),
+    ("[area]", "west", [-80.0], [8.2, 9.0, -181.0]),
+    ("[area]", "east", [90.0], [7.8, 7.0, 361.0, 98.0]),
+    ("[area]", "altitude_m", [0.0, 10e3, -500.0], [-501.0, 51e3]),
+    ("[features]", "channels", [["log_mel"], ["log_mel", "cross_correlation"]], [[], ["mfcc"], ["log_mel"] * 2]),
+    ("[features]", "rows", [8, 4096], [7, 4097, 8.5]),
+    ("[features]", "n_fft", [16, 1 << 20], [15, (1 << 20) + 1]),
+    ("[features]", "hop", [1, 1 << 20], [0, (1 << 20) + 1]),
+    ("[features]", "lag_step", [0.01, 64.0], [0.0, 64.1]),
+    ("[features]", "signal", ["iq", "envelope", "phase"], ["real"]),
+    ("[features]", "weighting", ["plain", "phat"], ["scot"]),
+    ("[features]", "window_s", [0.001], [0.0, -1.0]),
+    ("[features]", "window_hop_s", [0.001], [0.0]),
+    ("[propagation]", "timing_sigma_ns", [0.0], [-1.0]),
+    ("[propagation]", "max_speed_mps", [0.1, 10e3], [0.0, 10_001.0]),
+    ("[propagation]", "path_loss_exponent", [1.0, 8.0], [0.9, 8.1]),
+    ("[propagation]", "path_loss_exponent_sigma", [0.0, 2.0], [-0.1, 2.1]),
+    ("[propagation]", "shadowing_db", [0.0, 30.0], [-0.1, 31.0]),
+    ("[propagation]", "level_dbfs_at_1km", [-30.0], ["loud", "inf"]),
+    ("[propagation]", "level_sigma_db", [0.1], [0.0]),
+    ("[model]", "uri", ["compiled", "other.onnx"], [""]),
+    ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
+    ("[model]", "probability", [0.5], [0.0, 1.0]),
+    ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
+    ("[publish.zmq]", "high_water_mark", [1], [0]),
+    ("[publish.zmq]", "linger_ms", [0], [-1]),
+]
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value in ("nan", "inf"):
+        return str(value)
+    return repr(value).replace("'", '"')
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"), [(table, key, v) for table, key, good, _ in GOOD_AND_BAD for v in good]
+)
+def test_values_in_range(table, key, value):
+    parse(with_table(table, f"{key} = {toml(value)}"))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"), [(table, key, v) for table, key, _, bad in GOOD_AND_BAD for v in bad]
+)
+def test_values_out_of_range_are_named(table, key, value):
+    with pytest.raises(ConfigError) as raised:
+        parse(with_table(table, f"{key} = {toml(value)}"))
+    assert key in str(raised.value)
+    if isinstance(value, (int, float)):
+        assert str(value) in str(raised.value)
+
+
+def test_every_key_has_a_range_or_a_reason():
+    """A new key is to be listed above."""
+    tested = {(table.strip("[]"), key) for table, key, _, _ in GOOD_AND_BAD}
+    for name in ("station", "area", "features", "propagation", "model"):
+        table = Station.model_fields[name].annotation
+        assert table is not None
+        assert {key for tab, key in tested if tab == name} == set(table.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("table", "path"),
+    [
+        ("[station]", "station.colour"),
+        ("[[receiver]]", "receiver.0.colour"),
+        ("[area]", "area.colour"),
+        ("[features]", "features.colour"),
+        ("[propagation]", "propagation.colour"),
+        ("[model]", "model.colour"),
+        ("[cache]", "cache.colour"),
+        ("[metrics]", "metrics.colour"),
+        ("[publish]", "publish.colour"),
+        ("[publish.zmq]", "publish.zmq.0.colour"),
+        ("[[publish.file]]", "publish.file.0.colour"),
+        ("[scene]", "scene.colour"),
+        ("[colour]", "colour"),
+    ],
+)
+def test_an_unknown_key_is_named(table, path):
+    with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
+        parse(with_table(table, 'colour = "red"'))
+
+
+def test_an_unknown_key_of_a_source():
+    with pytest.raises(ConfigError, match=r"receiver\.0\.source\.scene\.colour"):
+        parse(MINIMAL.replace('{ kind = "scene" }', '{ kind = "scene", colour = "red" }', 1))
+
+
+def test_an_unknown_kind_of_source():
+    with pytest.raises(ConfigError, match=r"receiver\.0\.source.*'kiwi-wav', 'scene'"):
+        parse(MINIMAL.replace('kind = "scene"', 'kind = "crystal"', 1))
+
+
+@pytest.mark.parametrize("table", ["station", "receiver", "area"])
+def test_a_missing_table(table):
+    lines = MINIMAL.split("\n\n")
+    text = "\n\n".join(part for part in lines if not part.strip().startswith((f"[{table}]", f"[[{table}]]")))
+    with pytest.raises(ConfigError, match=table):
+        parse(text)
+
+
+def test_receivers_with_one_name():
+    with pytest.raises(ConfigError, match="more than once: north"):
+        parse(MINIMAL.replace('"south"', '"north"'))
+
+
+def test_sources_of_two_kinds():
+    with pytest.raises(ConfigError, match=r"\['kiwi-wav', 'scene'\]"):
+        parse(MINIMAL.replace('{ kind = "scene" }', '{ kind = "kiwi-wav", path = "a.wav" }', 1))
+
+
+def test_a_scene_source_without_a_scene():
+    with pytest.raises(ConfigError, match=r"\[scene\]"):
+        parse(MINIMAL[: MINIMAL.index("[scene]")])
+
+
+def test_too_many_receivers():
+    one = MINIMAL[MINIMAL.index("[[receiver]]") : MINIMAL.index("[area]")]
+    many = "".join(one.replace("north", f"n{k}").replace('"south"', f'"s{k}"') for k in range(9))
+    with pytest.raises(ConfigError, match="receiver"):
+        parse(MINIMAL.replace(one, many))
+
+
+def test_not_toml(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[station\nname = ")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML.*line 1"):
+        load_station(path)
+
+
+def test_not_text(tmp_path):
+    path = tmp_path / "binary.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.toml: cannot be read"):
+        load_station(path)
+
+
+def test_a_missing_file(tmp_path):
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_station(path)
+
+
+def test_paths_start_at_the_station_file_or_where_asked(tmp_path):
+    path = tmp_path / "station.toml"
+    path.write_text(HOUSE_PLAN.replace('"compiled"', '"models/m.onnx"'))
+    station = load_station(path)
+    assert station.receiver[0].source.path == tmp_path / "20200813T065220Z_77500_HB9ODP_iq.wav"
+    assert station.model.uri == str(tmp_path / "models/m.onnx")
+    elsewhere = load_station(path, folder=tmp_path / "elsewhere")
+    assert elsewhere.receiver[0].source.path.parent == tmp_path / "elsewhere"
+
+
+def test_publishing_is_one_table_or_many(tmp_path):
+    one = parse(MINIMAL + '[publish]\nfile = { path = "a.jsonl" }\n')
+    two = parse(MINIMAL + '[[publish.file]]\npath = "a.jsonl"\n[[publish.file]]\npath = "b.jsonl"\n')
+    assert [table.path.name for table in one.publish.file] == ["a.jsonl"]
+    assert [table.path.name for table in two.publish.file] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_clock_that_is_told():
+    assert not parse(with_table("[station]", "common_clock = false")).has_common_clock
