@@ -22,6 +22,7 @@ from spox import Var
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.model.compiled.algebra import (
     at,
+    between,
     clip,
     const,
     diagonal,
@@ -61,21 +62,25 @@ class ArrivalTimes:
     start: Var
 
 
-def _null_statistics(power: Var, average: Var, frames: Var, spec: LikelihoodSpec) -> tuple[Var, Var]:
-    """Mean and standard deviation of the averaged correlation where nothing is common to the pair: (batch, P, 1)."""
+def _background(power: Var, average: Var, frames: Var, spec: LikelihoodSpec) -> tuple[Var, Var]:
+    """Level and standard deviation of the averaged correlation away from a peak: (batch, P, 1) each.
+
+    Both are read off the quiet lags. A carrier correlates at every lag and says nothing of time: only what stands
+    out over the noise on top of it does. Front-end filters that colour the noise are taken in as well.
+    """
     config = spec.timing.config  # type: ignore[union-attr]
-    floor = 1.0 / config.n_fft
-    if config.signal == "iq":
-        # |rho|² of independent noise has mean 1/N. Front-end filters colour noise and raise it: the quiet lags
-        # say by how much, up to a bound beyond which it is no longer noise.
-        count = max(config.n_lags // 4, 1)
-        quiet, _ = op.top_k(average, op.const(np.array([count], np.int64)), axis=2, largest=0, sorted=1)
-        quartile = op.slice(quiet, *(op.const(np.array([v], np.int64)) for v in (count - 1, count, 2)))
-        null_mean = clip(quartile, floor, 3.0 * floor)
-        return null_mean, null_mean / op.sqrt(frames)
     variance = mean(power * power, 3) - average * average
-    scatter = op.sqrt(op.max([mean(variance, 2, keep=True), const(floor)]) / frames)
-    return scatter * 0.0, scatter
+    white = 1.0 / config.n_fft if config.signal == "iq" else config.n_fft**-0.5
+    # The lower quartile of variances estimated from few frames lies below their true value.
+    deviation = op.sqrt(op.relu(_lower_quartile(variance, config.n_lags))) * 1.1
+    return _lower_quartile(average, config.n_lags), op.max([deviation, const(0.3 * white)]) / op.sqrt(frames)
+
+
+def _lower_quartile(values: Var, n_lags: int) -> Var:
+    """Over the lags of (batch, P, lags): (batch, P, 1)."""
+    count = max(n_lags // 4, 1)
+    quiet, _ = op.top_k(values, op.const(np.array([count], np.int64)), axis=2, largest=0, sorted=1)
+    return between(quiet, 2, count - 1, count)
 
 
 def acquisition_tables(spec: LikelihoodSpec, lengths_m: np.ndarray) -> tuple[np.ndarray, int]:
@@ -116,8 +121,8 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
 
     power = correlation * correlation if config.signal == "iq" else correlation
     average = mean(power, 3)
-    null_mean, null_deviation = _null_statistics(power, average, frames, spec)
-    contrast = (average - null_mean) / null_deviation
+    background, deviation = _background(power, average, frames, spec)
+    contrast = (average - background) / deviation
 
     # Acquisition: the cell where the pairs agree best. The logarithm keeps one strong pair from outvoting the others.
     expected_index, gate = acquisition_tables(spec, lengths_m)
@@ -141,7 +146,7 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     widths = [half for half, _ in shapes]
     longest = max(widths)
     table = smoothing_polynomials(shapes)
-    chosen = _width_index(average, null_mean, peak, widths)
+    chosen = _width_index(average, background, peak, widths)
     basis = op.gather(const(table), chosen, axis=0)  # (batch, P, order + 1, samples)
     half_width = op.gather(op.const(np.array(widths, np.int64)), chosen, axis=0)
     reach = op.cast(half_width, to=np.float32) * 0.5
@@ -173,12 +178,11 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
 
     # Weights of the maximum-likelihood combination, from each receiver's share of common power.
-    peak_contrast = (height - op.squeeze(null_mean, op.const(np.array([2], np.int64)))) / op.squeeze(
-        null_deviation, op.const(np.array([2], np.int64))
-    )
+    peak_contrast = (height - at(background, 2, 0)) / at(deviation, 2, 0)
     trusted = op.sigmoid((peak_contrast - PAIR_THRESHOLD) * 2.0)
-    common = height - op.squeeze(null_mean, op.const(np.array([2], np.int64)))
-    coherence = clip(common if config.signal == "iq" else common * op.relu(common), 1e-8, 0.998)
+    # |rho|² of independent noise has mean 1/N; a signed coefficient has none, and is squared here.
+    common = height - 1.0 / config.n_fft if config.signal == "iq" else height * op.relu(height)
+    coherence = clip(common, 1e-8, 0.998)
     member = np.zeros((len(pairs), n_receivers))
     for index, (i, j) in enumerate(pairs):
         member[index, [i, j]] = 1.0
@@ -227,11 +231,11 @@ def _coefficients(basis: Var, samples: Var) -> list[Var]:
     return [at(fitted, 2, k) for k in range(ORDER + 1)]
 
 
-def _width_index(average: Var, null_mean: Var, peak: Var, widths: list[int]) -> Var:
+def _width_index(average: Var, background: Var, peak: Var, widths: list[int]) -> Var:
     """Which of the half widths suits each pair's peak: the largest within half height and within the lags there are."""
     n_lags = int(average.unwrap_tensor().shape[2])
     summit = op.gather_elements(average, expand_dims(peak, 2), axis=2)
-    low = op.cast(op.less(average - null_mean, (summit - null_mean) * 0.5), to=np.float32)
+    low = op.cast(op.less(average - background, (summit - background) * 0.5), to=np.float32)
     place = const(np.arange(n_lags)[None, None, :])
     offset = place - expand_dims(op.cast(peak, to=np.float32), 2)
     # Distance to the nearest lag below half height is the half width; the nearer side counts.
