@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 N_FFT = 4096
+SHORT_FFT = 256
 DELAYS = 3.0 + np.arange(-4, 5) / 8
 MEL_CASES = ((8000.0, 256, 20), (16000.0, 512, 40), (22050.0, 2048, 128), (48000.0, 1024, 64))
 
@@ -51,40 +52,44 @@ def flat_noise(rng: np.random.Generator, shape: tuple[int, ...], bandwidth: floa
 
 
 def lag_errors(
-    rng: np.random.Generator, frames: int, bandwidth: float, lag_step: float, snr: float = np.inf
+    rng: np.random.Generator, frames: int, config: CorrelationConfig, bandwidth: float, snr: float = np.inf
 ) -> np.ndarray:
     """Errors of refined peak lags in samples, (delays, frames)."""
-    correlate = CrossCorrelation(CorrelationConfig(1.0, 2, n_fft=N_FFT, lag_step=lag_step))
-    frequency = np.fft.fftfreq(frames * N_FFT)
+    correlate = CrossCorrelation(config)
+    frequency = np.fft.fftfreq(frames * config.n_fft)
     errors = []
     for delay in DELAYS:
-        first = flat_noise(rng, (frames * N_FFT,), bandwidth)
+        first = flat_noise(rng, frequency.shape, bandwidth)
         received = np.stack([first * np.exp(-2j * np.pi * frequency * delay).astype(np.complex64), first])
         if np.isfinite(snr):
             received += flat_noise(rng, received.shape, bandwidth) * np.float32(snr**-0.5)
         coefficients = correlate(scipy.fft.ifft(received, norm="ortho"))[0]
-        errors.append(peak_lag(coefficients, lag_step)[0] - delay)
+        errors.append(peak_lag(coefficients, config.lag_step)[0] - delay)
     return np.array(errors)
 
 
 def delay_biases(rng: np.random.Generator, frames: int) -> Iterator[dict[str, Any]]:
     """Largest mean error over fractional delays, without noise, where the lags resolve the signal."""
-    for bandwidth in (0.1, 0.25, 0.5, 0.8, 1.0):
-        for lag_step in (1.0, 0.5, 0.3):
-            if bandwidth * lag_step <= 0.5:
-                bias = np.abs(lag_errors(rng, frames, bandwidth, lag_step).mean(axis=1)).max()
-                yield {"figure": "delay_bias_samples", "bandwidth": bandwidth, "lag_step": lag_step, "value": bias}
+    for n_fft in (SHORT_FFT, N_FFT):
+        for bandwidth in (0.1, 0.25, 0.5, 0.8, 1.0):
+            for lag_step in (1.0, 0.5, 0.3):
+                if bandwidth * lag_step <= 0.5:
+                    config = CorrelationConfig(1.0, 2, n_fft=n_fft, lag_step=lag_step)
+                    bias = np.abs(lag_errors(rng, frames, config, bandwidth).mean(axis=1)).max()
+                    case = {"n_fft": n_fft, "bandwidth": bandwidth, "lag_step": lag_step}
+                    yield {"figure": "delay_bias_samples", **case, "value": bias}
 
 
 def variance_ratios(rng: np.random.Generator, frames: int) -> Iterator[dict[str, Any]]:
     """Mean square error over the Cramér-Rao bound, signal and noise filling the same band."""
-    for bandwidth, lag_step in ((1.0, 0.3), (0.8, 0.5), (0.5, 0.5)):
+    for bandwidth, lag_step in ((1.0, 0.25), (0.8, 0.5), (0.5, 0.5), (0.25, 0.5)):
+        config = CorrelationConfig(1.0, 2, n_fft=N_FFT, lag_step=lag_step)
         for snr_db in (0.0, 10.0, 15.0, 20.0, 30.0):
             snr = 10.0 ** (snr_db / 10.0)
             coherence = snr / (1.0 + snr)
             spread = (2.0 * np.pi * bandwidth) ** 2 / 12.0
-            bound = (1.0 - coherence**2) / (2.0 * N_FFT * bandwidth * coherence**2 * spread)
-            ratio = np.square(lag_errors(rng, frames, bandwidth, lag_step, snr)).mean() / bound
+            bound = (1.0 - coherence**2) / (2.0 * config.n_core * bandwidth * coherence**2 * spread)
+            ratio = np.square(lag_errors(rng, frames, config, bandwidth, snr)).mean() / bound
             yield {"figure": "variance_over_bound", "bandwidth": bandwidth, "snr_db": snr_db, "value": ratio}
 
 

@@ -6,6 +6,7 @@ Sign: the correlation of pair (i, j) peaks at the lag t_i - t_j, positive when t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.signal import CZT
+from scipy.signal.windows import tukey
 
 from localize_core.errors import ConfigError
 from localize_core.features.checks import known_fields, one_of, positive, whole
@@ -27,10 +29,19 @@ BATCH_VALUES = 1 << 16
 """Complex values of all receivers in one FFT batch: half a MiB, which stays in a core's cache."""
 
 FLAT = 1e-12
-"""Variance, relative to the signal's scale, below which an envelope or a phase is only rounding error."""
+"""Variance, relative to the signal's scale, below which samples, an envelope or a phase are only rounding error."""
 
-EMPTY_BIN = 1e-12
-"""Cross power below this fraction of the mean is FFT rounding error (float32: 1e-14), which PHAT must not lift."""
+EMPTY = 1e-9
+"""Energy, relative to the most at any lag, below which a frame's FFT leaves only rounding error of it."""
+
+SILENCE = 1e-30
+"""Energy below which single precision runs out of exponents."""
+
+PHAT_TAPER = 0.2
+"""Part of a core that fades in and out before PHAT."""
+
+EMPTY_BIN = 1e-6
+"""Cross power below this fraction of the mean is what leaks from bins with a signal, which PHAT must not lift."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,9 @@ class CorrelationConfig:
     """How receivers are correlated. Raises ConfigError if a value cannot work.
 
     `hop`: None given is `n_fft`, frames side by side. `n_lags` lags around zero, `lag_step` samples apart, any real
-    number; none may exceed half a frame, beyond which too little overlaps. `weighting`: "plain" or "phat" (phase
-    transform). `signal`: what of the samples is correlated: "iq", their "envelope" |x| or their "phase".
+    number; the largest leaves `n_core` samples of a frame to correlate, which must be at least a quarter of it.
+    `weighting`: "plain" or "phat" (phase transform). `signal`: what of the samples is correlated: "iq", their
+    "envelope" |x| or their "phase".
     """
 
     sample_rate_hz: float
@@ -67,16 +79,22 @@ class CorrelationConfig:
         one_of("weighting", self.weighting, WEIGHTINGS)
         one_of("signal", self.signal, SIGNALS)
         reach = self.n_lags // 2 * self.lag_step
-        if reach > n_fft / 2:
+        if 4 * self.n_core < n_fft:
             raise ConfigError(
                 f"n_lags={self.n_lags}, lag_step={self.lag_step:g}: lags reach {reach:g} samples, must be at most "
-                f"{n_fft / 2:g}, half of n_fft={n_fft}; take fewer lags, a smaller step or a larger n_fft"
+                f"{3 * n_fft // 8}, which leaves a quarter of n_fft={n_fft} to correlate; take fewer lags, a smaller "
+                "step or a larger n_fft"
             )
 
     @property
     def rows(self) -> int:
         """Values in one feature frame of one pair."""
         return self.n_lags
+
+    @property
+    def n_core(self) -> int:
+        """Samples of a frame that are correlated at every lag: all but the largest lag's worth at either end."""
+        return self.n_fft - 2 * math.ceil(self.n_lags // 2 * self.lag_step)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -103,65 +121,58 @@ class CorrelationConfig:
         return cls(**known_fields(cls, "cross_correlation", mapping))
 
 
-def _prepared(frames: NDArray[np.complex64], signal: str) -> NDArray[np.complex64] | NDArray[np.float32]:
-    """What of the frames is correlated, scaled to unit energy per frame; zeros where there is nothing to correlate."""
-    n_fft = frames.shape[-1]
-    if signal == "iq":
-        parts = np.ascontiguousarray(frames).view(np.float32)
-        empty_below = 0.0
-    elif signal == "envelope":
-        parts = np.abs(frames)
-        mean = parts.mean(axis=-1, keepdims=True)
-        parts -= mean
-        empty_below = FLAT * n_fft * np.square(mean)
-    else:
-        angle = np.unwrap(np.angle(frames).astype(np.float64), axis=-1)
-        angle -= angle.mean(axis=-1, keepdims=True)
-        time = np.arange(n_fft) - (n_fft - 1) / 2
-        angle -= (angle * time).sum(axis=-1, keepdims=True) / np.square(time).sum() * time
-        parts = angle.astype(np.float32)
-        empty_below = FLAT * n_fft
-    energy = np.square(parts).sum(axis=-1, keepdims=True)
-    scale = np.where(energy > empty_below, 1.0 / np.sqrt(np.maximum(energy, np.finfo(np.float32).tiny)), 0.0)
-    parts = parts * scale.astype(np.float32)
-    return parts.view(np.complex64) if signal == "iq" else parts
-
-
 class CrossCorrelation:
     """Samples of several receivers to correlation frames of every pair. Holds no state between calls.
 
-    Frames are zero-padded, so the correlation is linear, and evaluated between samples by band-limited
-    interpolation: an inverse FFT where all lags are whole samples, else a chirp-z transform.
+    The middle of receiver i's frame, its core, is correlated with all of receiver j's, so that every lag has
+    `n_core` products and none needs a correction for what does not overlap. What a receiver adds to all of them
+    alike (DC of "iq", level of "envelope", offset and slope of "phase") is taken out of exactly the samples that are
+    multiplied: out of the core by subtraction, whereupon it no longer counts in the products, and out of the other
+    side's energy at each lag. Taken out of whole frames, it would leave a different rest in both receivers, which
+    moves the peak of a narrow-band signal. So a delayed copy has coefficient 1 at its delay, and by Cauchy-Schwarz
+    nowhere more.
+
+    Lags between samples come from band-limited interpolation: an inverse FFT where all lags are whole samples, else
+    a chirp-z transform; energies are interpolated linearly. A signal that fills all of the sampled band leaves an
+    error of 1 / n_core samples at lags between samples, a narrower one a small part of that.
+
+    PHAT fades the core and the frame's ends in and out, for it would lift what they leak into bins without a signal.
+    As the frame holds more than the core does, even identical inputs stay below 1: about 0.9 with lags of up to 2 %
+    of a frame, 0.7 with a quarter.
     Sources: Knapp & Carter 1976 (PHAT); Rabiner, Schafer & Rader 1969 (chirp-z).
     """
 
     def __init__(self, config: CorrelationConfig) -> None:
         self.config = config
         lags = (np.arange(config.n_lags) - config.n_lags // 2) * config.lag_step
-        reach = float(np.abs(lags).max())
-        self._half = scipy.fft.next_fast_len(int(np.ceil((config.n_fft + reach + 1) / 2)))
+        self._margin = (config.n_fft - config.n_core) // 2
+        self._core = slice(self._margin, self._margin + config.n_core)
+        self._time = np.arange(config.n_fft) - (config.n_fft - 1) / 2
+        self._half = scipy.fft.next_fast_len(-(-config.n_fft // 2))
         self._n_padded = 2 * self._half
         self._real = config.signal != "iq"
         self._batch = max(1, BATCH_VALUES // (self._n_padded * config.n_receivers))
-        # The largest coefficient that the frames' overlap allows is 1 - |lag| / n_fft. PHAT keeps no energies.
-        self._unbias = (
-            np.ones(config.n_lags) if config.weighting == "phat" else 1.0 / (1.0 - np.abs(lags) / config.n_fft)
-        )
-        self._whole_lags = (lags % self._n_padded).astype(np.intp) if config.lag_step.is_integer() else None
+        self._core_taper = tukey(config.n_core, PHAT_TAPER).astype(np.float32)
+        self._taper = tukey(config.n_fft, 2 * self._margin / config.n_fft).astype(np.float32)
+        # Where the multiplied samples of receiver j begin, and the core's spectrum counts from the core's first sample.
+        starts = self._margin - lags
+        self._start = starts.astype(np.intp)
+        self._next_start = np.minimum(self._start + 1, 2 * self._margin)
+        self._start_fraction = starts - self._start
+        self._whole_lags = (-starts % self._n_padded).astype(np.intp) if config.lag_step.is_integer() else None
         if self._whole_lags is None:
             turn = 2j * np.pi / self._n_padded
             n_bins = self._half + 1 if self._real else self._n_padded + 1
-            step, start = np.exp(turn * config.lag_step), np.exp(-turn * lags[0])
-            self._chirp_z = CZT(n_bins, config.n_lags, w=step, a=start)
+            self._chirp_z = CZT(n_bins, config.n_lags, w=np.exp(turn * config.lag_step), a=np.exp(turn * starts[0]))
 
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Correlation coefficients of every full frame of every pair.
 
         `samples`: complex64, (n_receivers, m); NaN and infinite ones count as zeros. Returns float32,
         (pairs, n_frames, n_lags), frame i from samples [i * hop, i * hop + n_fft): |rho| for signal "iq", else the
-        signed rho, in [-1, 1]. Plain coefficients are divided by the share of the frame that overlaps at their lag;
-        PHAT ones are the mean over all bins that hold a signal. Zeros where a receiver's frame is silent (or its
-        envelope or phase constant). A frame's values do not depend on the other frames of the call.
+        signed rho, in [-1, 1]. PHAT ones are the mean over all bins that hold a signal. Zeros where a receiver's
+        multiplied samples are constant (or their envelope, or the slope of their phase).
+        A frame's values do not depend on the other frames of the call.
         Raises ConfigError if the number of receivers differs from the configuration's.
         """
         config = self.config
@@ -173,24 +184,80 @@ class CrossCorrelation:
             return np.empty((len(config.pairs), 0, config.n_lags), np.float32)
         frames = sliding_window_view(zero_unusable(samples), config.n_fft, axis=-1)[:, :: config.hop]
         result = np.empty((len(config.pairs), frames.shape[1], config.n_lags), np.float32)
+        transform = scipy.fft.rfft if self._real else scipy.fft.fft
         for start in range(0, frames.shape[1], self._batch):
             part = slice(start, start + self._batch)
-            spectra = self._spectra(frames[:, part])
-            conjugates = spectra.conj()
+            values, empty_below = self._prepared(frames[:, part])
+            core_norm, lag_norm = self._norms(values, empty_below)
+            cores, wholes = values[:-1, :, self._core], values[1:]
+            if config.weighting == "phat":
+                cores, wholes = cores * self._core_taper, wholes * self._taper
+            cores = transform(cores, self._n_padded, axis=-1)
+            wholes = transform(wholes, self._n_padded, axis=-1).conj()
             for pair, (i, j) in enumerate(config.pairs):
-                result[pair, part] = self._coefficients(spectra[i] * conjugates[j])
+                norm = core_norm[i] * lag_norm[j - 1]
+                result[pair, part] = self._coefficients(cores[i] * wholes[j - 1], norm)
         return result
 
-    def _spectra(self, frames: NDArray[np.complex64]) -> NDArray[np.complex64]:
-        """Zero-padded spectra, (receivers, frames, bins); real signals have bins 0 .. half."""
-        transform = scipy.fft.rfft if self._real else scipy.fft.fft
-        return np.asarray(transform(_prepared(frames, self.config.signal), self._n_padded, axis=-1))
+    def _prepared(
+        self, frames: NDArray[np.complex64]
+    ) -> tuple[NDArray[np.complex64] | NDArray[np.float32], NDArray[np.float64]]:
+        """What of the frames is correlated, less what the core holds of a constant (phase: of a straight line).
 
-    def _coefficients(self, cross: NDArray[np.complex64]) -> NDArray[np.float32]:
+        And the energy of n_core samples, (receivers, frames, 1), below which there is only rounding error.
+        """
+        n_core, signal = self.config.n_core, self.config.signal
+        if signal == "phase":
+            angle = np.unwrap(np.angle(frames).astype(np.float64), axis=-1)
+            angle -= angle[..., self._core].mean(axis=-1, keepdims=True)
+            slope = (angle[..., self._core] * self._time[self._core]).sum(axis=-1, keepdims=True)
+            angle -= slope / np.square(self._time[self._core]).sum() * self._time
+            return angle.astype(np.float32), np.full((*frames.shape[:-1], 1), FLAT * n_core)
+        values = frames if signal == "iq" else np.abs(frames)
+        mean = values[..., self._core].mean(axis=-1, keepdims=True)
+        return values - mean, FLAT * n_core * np.square(np.abs(mean), dtype=np.float64)
+
+    def _norms(
+        self, values: NDArray[np.complex64] | NDArray[np.float32], empty_below: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """One over the root of the multiplied samples' energy, zero where they are empty.
+
+        Of every receiver's core, (receivers, frames, 1), and of what cores are multiplied with, which is never of the
+        first receiver, (receivers - 1, frames, lags).
+        """
+        n_core, n_ends = self.config.n_core, 2 * self._margin
+        power = np.square(values.real) + np.square(values.imag) if not self._real else np.square(values)
+        core_energy = power[..., self._core].astype(np.float64).sum(axis=-1, keepdims=True)
+        core_norm = _inverse_root(core_energy, empty_below)
+        # What the sums gain and lose from each place to the next; the core's own energy is known, its mean is zero.
+        power, values, empty_below = power[1:], values[1:], empty_below[1:]
+        energy = core_energy[1:] + self._running(power[..., n_core:], power[..., :n_ends])
+        total = self._running(values[..., n_core:], values[..., :n_ends])
+        energy -= (np.square(total.real) + np.square(total.imag)) / n_core
+        if self.config.signal == "phase":
+            moment = self._running(
+                values[..., n_core:] * self._time[n_core:], values[..., :n_ends] * self._time[:n_ends]
+            )
+            moment -= total * np.arange(-self._margin, self._margin + 1)
+            energy -= np.square(moment) / np.square(self._time[self._core]).sum()
+        empty_below = np.maximum(empty_below, EMPTY * energy.max(axis=-1, keepdims=True))
+        at_lags = energy[..., self._start]
+        if self._whole_lags is None:
+            at_lags += self._start_fraction * (energy[..., self._next_start] - at_lags)
+        return core_norm, _inverse_root(at_lags, empty_below)
+
+    def _running(self, gained: NDArray[Any], lost: NDArray[Any]) -> NDArray[Any]:
+        """Sums over n_core samples from each place in the frame, less the core's, in double precision."""
+        steps = np.subtract(gained, lost, dtype=np.result_type(gained, np.float64))
+        sums = np.zeros((*steps.shape[:-1], steps.shape[-1] + 1), steps.dtype)
+        np.cumsum(steps, axis=-1, out=sums[..., 1:])
+        sums -= sums[..., self._margin : self._margin + 1].copy()
+        return sums
+
+    def _coefficients(self, cross: NDArray[np.complex64], norm: NDArray[np.float32]) -> NDArray[np.float32]:
         """Correlation at the configured lags out of cross spectra, (frames, bins)."""
-        scale = np.ones((1, 1), np.float32)
         if self.config.weighting == "phat":
-            cross, scale = self._whitened(cross)
+            cross, norm = self._whitened(cross, norm)
         if self._whole_lags is not None:
             inverse = scipy.fft.irfft if self._real else scipy.fft.ifft
             correlation = inverse(cross, self._n_padded, overwrite_x=True)[:, self._whole_lags]
@@ -202,19 +269,28 @@ class CrossCorrelation:
             cross[:, self._half] *= 0.5
             both_ends = np.concatenate([cross[:, self._half :], cross[:, : self._half + 1]], axis=-1)
             correlation = self._chirp_z(both_ends) / self._n_padded
+        correlation = correlation * norm
         if not self._real:
             correlation = np.sqrt(np.square(correlation.real) + np.square(correlation.imag))
-        return np.asarray(np.clip(correlation * self._unbias * scale, -1.0, 1.0), np.float32)
+        return np.asarray(np.clip(correlation, -1.0, 1.0), np.float32)
 
-    def _whitened(self, cross: NDArray[np.complex64]) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    def _whitened(
+        self, cross: NDArray[np.complex64], norm: NDArray[np.float32]
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """`cross` with magnitude 1 in every bin that holds a signal, and what makes the mean 1, (frames, 1)."""
         magnitude = np.sqrt(np.square(cross.real) + np.square(cross.imag))
-        filled = magnitude > EMPTY_BIN
-        white = cross * np.where(filled, 1.0 / np.maximum(magnitude, EMPTY_BIN), 0.0).astype(np.float32)
+        filled = magnitude > EMPTY_BIN * magnitude.mean(axis=-1, keepdims=True)
+        filled &= norm.any(axis=-1, keepdims=True)
+        white = cross * np.where(filled, 1.0 / np.where(filled, magnitude, 1.0), 0.0).astype(np.float32)
         count = filled.sum(axis=-1, keepdims=True)
         if self._real:
             count = 2 * count - filled[:, :1] - filled[:, -1:]
         return white, (self._n_padded / np.maximum(count, 1)).astype(np.float32)
+
+
+def _inverse_root(energy: NDArray[np.float64], empty_below: NDArray[np.float64]) -> NDArray[np.float32]:
+    full = energy > np.maximum(empty_below, SILENCE)
+    return np.where(full, 1.0 / np.sqrt(np.where(full, energy, 1.0)), 0.0).astype(np.float32)
 
 
 NEIGHBOURS = 16
