@@ -43,18 +43,20 @@ class localizer(gr.hier_block2):
         gr.hier_block2.__init__(
             self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
         )
-        model = str(source)
-        if isinstance(source, Station) or model.endswith(".toml"):
+        if isinstance(source, Station) or str(source).endswith(".toml"):
             station = source if isinstance(source, Station) else load_station(source)
             name = name or station.station.name
             if station.model.uri == "compiled":
                 plan = plan_station(station)
-                model, frames = str(compiled_model_path(plan.spec)), (plan.time_steps, plan.window_hop)
+                model = OnnxModel(compiled_model_path(plan.spec))
+                frames = plan.time_steps, plan.window_hop
             else:
-                model = station.model.uri
-                frames = fit_station(station, OnnxModel(model).contract)
+                model = OnnxModel(station.model.uri)
+                frames = fit_station(station, model.contract)
             time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
-        contract = OnnxModel(model).contract
+        else:
+            model = OnnxModel(source)
+        contract = model.contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
             names = ", ".join(receiver.name for receiver in contract.receivers)

@@ -32,7 +32,7 @@ from .pmt_codec import fix_to_pmt
 class onnx_inference(gr.sync_block):
     """Feature vectors, one input per channel of the model's contract, to `fix` and `status` messages.
 
-    `model`: path of an ONNX file; its contract says how many inputs there are and what each must carry. `contract`:
+    `model`: an ONNX file, as its path or loaded; its contract says how many inputs there are and what each must carry. `contract`:
     path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where the contract
     says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
     may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`: what the
@@ -47,7 +47,7 @@ class onnx_inference(gr.sync_block):
 
     def __init__(
         self,
-        model: str,
+        model: str | OnnxModel,
         station: str = "station",
         time_steps: int = 0,
         window_hop: int = 0,
@@ -59,7 +59,9 @@ class onnx_inference(gr.sync_block):
         n_channels: int = 0,
         rows: int = 0,
     ) -> None:
-        loaded = OnnxModel(model, contract=_sidecar(contract))
+        if not station:
+            raise ConfigError("station: must not be empty, fixes carry it")
+        loaded = model if isinstance(model, OnnxModel) else OnnxModel(model, contract=_sidecar(contract))
         check_golden(loaded)
         self.contract = loaded.contract
         _check_ports(self.contract, n_channels, rows)

@@ -29,7 +29,7 @@ RECEIVER_FLAGS: dict[str, str] = {
     "invalid": "NaN or infinite samples; the receiver was left out",
     "silent": "only zeros; the receiver was left out",
     "saturated": "samples at full scale; levels are lower bounds",
-    "unaligned": "no usable time stamps; correlations with this receiver were left out",
+    "unaligned": "no usable time stamps; correlations with receivers that have some were left out",
     "gap": "samples were missing and filled with zeros",
 }
 """What was wrong with a receiver in this window: words in a receiver's `flags`."""
