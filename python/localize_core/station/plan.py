@@ -83,7 +83,8 @@ def plan_station(station: Station) -> Plan:
     # A frame of four times its largest lag keeps half of itself as common core; mel bands need bins of their own.
     smallest = max(2.0 * rows * lag_step if correlates else 0.0, 4.0 * rows if "log_mel" in channels else 0.0)
     n_fft = station.features.n_fft or max(_default_n_fft(station, window_s), 2 ** math.ceil(math.log2(smallest)))
-    hop = station.features.hop or n_fft
+    # What the largest lag takes off both ends of a frame is used by its neighbours; a window's tapered ends as well.
+    hop = station.features.hop or (n_fft - 2 * math.ceil(rows // 2 * lag_step) if correlates else n_fft // 2)
     if station.features.window_s is None and not recordings:
         # At low rates frames are long: a window holds enough of them all the same.
         window_s = max(window_s, (n_fft + (FRAMES_AIMED_AT - 1) * hop) / rate_hz)

@@ -77,6 +77,10 @@ def spd_inverse(matrix: Var, size: int) -> Var:
 
     Source: Goodnight 1979, "A tutorial on the SWEEP operator". The operator set has no inverse of its own.
     """
+    # Each pivot is set by subtraction from numbers near one: only a unit diagonal keeps its digits.
+    root = op.sqrt(total(matrix * const(np.eye(size)[None], np.float64), 2, keep=True))
+    scale = op.matmul(root, transpose_last(root))
+    matrix = matrix / scale
     for pivot in range(size):
         unit = np.eye(size)[None, :, pivot : pivot + 1]
         column = op.matmul(matrix, const(unit, np.float64))
@@ -86,7 +90,7 @@ def spd_inverse(matrix: Var, size: int) -> Var:
             - op.matmul(reduced, transpose_last(reduced)) / between(column, 1, pivot, pivot + 1)
             - const(2.0 * unit * unit.transpose(0, 2, 1), np.float64)
         )
-    return op.neg(matrix)
+    return op.neg(matrix) / scale
 
 
 def smoothing_polynomials(shapes: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -70,7 +70,7 @@ def _background(power: Var, average: Var, frames: Var, spec: LikelihoodSpec) -> 
     """
     config = spec.timing.config  # type: ignore[union-attr]
     variance = mean(power * power, 3) - average * average
-    white = 1.0 / config.n_fft if config.signal == "iq" else config.n_fft**-0.5
+    white = 1.0 / config.n_core if config.signal == "iq" else config.n_core**-0.5
     # The lower quartile of variances estimated from few frames lies below their true value.
     deviation = op.sqrt(op.relu(_lower_quartile(variance, config.n_lags))) * 1.1
     return _lower_quartile(average, config.n_lags), op.max([deviation, const(0.3 * white)]) / op.sqrt(frames)
@@ -170,18 +170,19 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     height = polynomial(value, offset)
 
     # Slope of every frame at the common peak: its scatter is the noise that moves the peak.
-    power_of_offset = offset * 0.0 + 1.0
-    derivative = expand_dims(power_of_offset, 2) * at(basis, 2, 1)
-    for k in range(2, ORDER + 1):
-        power_of_offset = power_of_offset * offset
-        derivative = derivative + expand_dims(power_of_offset * float(k), 2) * at(basis, 2, k)
+    derivative = _slope_weights(basis, offset)
     frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
 
     # Weights of the maximum-likelihood combination, from each receiver's share of common power.
-    peak_contrast = (height - at(background, 2, 0)) / at(deviation, 2, 0)
+    # A fit over many lags averages noise: the scatter of its own height then tells more than that of single lags.
+    frame_height = total(expand_dims(_value_weights(basis, offset), 3) * around, 2)
+    spread = mean(frame_height * frame_height, 2) - mean(frame_height, 2) * mean(frame_height, 2)
+    own_deviation = op.sqrt(op.relu(spread) / op.max([frames - 3.0, const(1.0)]))
+    deviation_at_peak = op.max([op.min([own_deviation, at(deviation, 2, 0)]), at(deviation, 2, 0) * 0.05])
+    peak_contrast = (height - at(background, 2, 0)) / deviation_at_peak
     trusted = op.sigmoid((peak_contrast - PAIR_THRESHOLD) * 2.0)
     # |rho|² of independent noise has mean 1/N; a signed coefficient has none, and is squared here.
-    common = height - 1.0 / config.n_fft if config.signal == "iq" else height * op.relu(height)
+    common = height - 1.0 / config.n_core if config.signal == "iq" else height * op.relu(height)
     coherence = clip(common, 1e-8, 0.998)
     member = np.zeros((len(pairs), n_receivers))
     for index, (i, j) in enumerate(pairs):
@@ -189,10 +190,10 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     snr = _receiver_snr(op.log(coherence), member)
     snr_first = op.gather(snr, op.const(np.array([i for i, _ in pairs])), axis=1)
     snr_second = op.gather(snr, op.const(np.array([j for _, j in pairs])), axis=1)
-    spread = (snr_first + 1.0) * (snr_second + 1.0)
+    product = (snr_first + 1.0) * (snr_second + 1.0)
     if config.signal != "iq":
-        spread = op.sqrt(spread * snr_first * snr_second)
-    weight = spread / (total(snr, 1, keep=True) + 1.0) * trusted
+        product = op.sqrt(product * snr_first * snr_second)
+    weight = product / (total(snr, 1, keep=True) + 1.0) * trusted
 
     incidence = np.zeros((len(pairs), n_receivers))
     for index, (i, j) in enumerate(pairs):
@@ -210,7 +211,7 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     jitter = jitter - mean(jitter, 2, keep=True)
     count = double(frames)
     # Overlapping frames repeat noise; few frames know their own scatter only as Student's t does.
-    repeat = max(config.n_fft / config.hop, 1.0)
+    repeat = max(config.n_core / config.hop, 1.0)
     effective = count * (1.0 / repeat)
     noise = op.matmul(jitter, transpose_last(jitter)) / (count * op.max([effective - 3.0, const(1.0, np.float64)]))
 
@@ -218,7 +219,8 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     best = highest(
         expand_dims(standing, 2) * const(member[None]) - const((1.0 - member[None]) * 1e6), 1
     )  # (batch, R): each receiver's clearest pair
-    unheard = double(op.sigmoid((const(RECEIVER_THRESHOLD) - best) * 1.5))
+    # Falls to nothing: times the square of all lags, even a small rest would drown a good peak.
+    unheard = double(clip((const(RECEIVER_THRESHOLD + 1.0) - best) * 0.5, 0.0, 1.0))
     span_m = n_lags * step_m
     own = const(np.square(np.array(timing.receiver_sigma_m))[None], np.float64) + unheard * span_m**2
     detection = total(clip(peak_contrast - SEARCH_BIAS, -1.0, 100.0), 1, keep=True) * float(len(pairs) ** -0.5)
@@ -229,6 +231,16 @@ def _coefficients(basis: Var, samples: Var) -> list[Var]:
     """Polynomials through samples (batch, P, n) by their basis (batch, P, order + 1, n): ORDER + 1 of (batch, P)."""
     fitted = total(basis * expand_dims(samples, 2), 3)
     return [at(fitted, 2, k) for k in range(ORDER + 1)]
+
+
+def _value_weights(basis: Var, offset: Var) -> Var:
+    """Weights of the samples in the polynomial's value at an offset (batch, P): (batch, P, n)."""
+    return polynomial([at(basis, 2, k) for k in range(ORDER + 1)], expand_dims(offset, 2))
+
+
+def _slope_weights(basis: Var, offset: Var) -> Var:
+    """The same for the polynomial's slope."""
+    return polynomial([at(basis, 2, k) * float(k) for k in range(1, ORDER + 1)], expand_dims(offset, 2))
 
 
 def _width_index(average: Var, background: Var, peak: Var, widths: list[int]) -> Var:

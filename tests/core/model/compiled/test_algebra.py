@@ -10,11 +10,12 @@ from localize_core.model.compiled.algebra import expressions, smoothing_polynomi
 from spox import Tensor, argument
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("size", [1, 2, 4, 9, 16])
-def test_spd_inverse_equals_numpys(size: int) -> None:
+def test_spd_inverse_equals_numpys(size: int, unit: float) -> None:
     rng = np.random.default_rng(size)
     root = rng.standard_normal((3, size, size + 2))
-    scale = 10.0 ** rng.uniform(-1.5, 1.5, (3, size, 1))
+    scale = unit * 10.0 ** rng.uniform(-1.5, 1.5, (3, size, 1))
     matrices = (root * scale) @ (root * scale).transpose(0, 2, 1)
     x = argument(Tensor(np.float64, ("batch", size, size)))
     with expressions():
