@@ -84,7 +84,7 @@ def plan_station(station: Station) -> Plan:
     smallest = max(2.0 * rows * lag_step if correlates else 0.0, 4.0 * rows if "log_mel" in channels else 0.0)
     n_fft = station.features.n_fft or max(_default_n_fft(station, window_s), 2 ** math.ceil(math.log2(smallest)))
     # What the largest lag takes off both ends of a frame is used by its neighbours; a window's tapered ends as well.
-    hop = station.features.hop or (n_fft - 2 * math.ceil(rows // 2 * lag_step) if correlates else n_fft // 2)
+    hop = station.features.hop or max(n_fft - 2 * math.ceil(rows // 2 * lag_step) if correlates else n_fft // 2, 1)
     if station.features.window_s is None and not recordings:
         # At low rates frames are long: a window holds enough of them all the same.
         window_s = max(window_s, (n_fft + (FRAMES_AIMED_AT - 1) * hop) / rate_hz)
@@ -108,7 +108,7 @@ def plan_station(station: Station) -> Plan:
             level_dbfs_at_1km=propagation.level_dbfs_at_1km,
             level_sigma_db=propagation.level_sigma_db,
         )
-    time_steps, window_hop = _frames(station, window_s, n_fft=n_fft, hop=hop, from_recordings=bool(recordings))
+    time_steps, window_hop = _frames(station, window_s, recordings, n_fft=n_fft, hop=hop)
     if time_steps < MIN_TIME_STEPS:
         raise ConfigError(
             f"features.window_s={window_s:g}: holds {time_steps} frames of {n_fft} samples, at least "
@@ -160,10 +160,9 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
                 f"receiver {own.name} at {own.latitude:g}, {own.longitude:g}: the model {contract.name} was made for "
                 f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
             )
-    window_s = _window_s(station, recordings := _recordings(station))
-    time_steps, window_hop = _frames(
-        station, window_s, n_fft=contract.n_fft, hop=contract.hop, from_recordings=bool(recordings)
-    )
+    recordings = _recordings(station)
+    window_s = _window_s(station, recordings)
+    time_steps, window_hop = _frames(station, window_s, recordings, n_fft=contract.n_fft, hop=contract.hop)
     fixed = contract.time_steps
     if fixed is None:
         if time_steps < 1:
@@ -215,13 +214,16 @@ def _usable_span_s(recordings: list[KiwiRecording]) -> float:
     return max(min([shared_s - skipped_s, *untimed_s]), 0.0)
 
 
-def _frames(station: Station, window_s: float, *, n_fft: int, hop: int, from_recordings: bool) -> tuple[int, int]:
+def _frames(
+    station: Station, window_s: float, recordings: list[KiwiRecording], *, n_fft: int, hop: int
+) -> tuple[int, int]:
     """Frames that fit into a window (0 if none does), and from one window's start to the next."""
     rate_hz = station.station.sample_rate_hz
     time_steps = math.floor((window_s * rate_hz - n_fft) / hop) + 1
-    # Fewer by one than fit a whole recording: rounding of the common grid may cost its last samples.
-    if from_recordings and station.features.window_s is None:
-        time_steps -= 1
+    if recordings:
+        # The first frames reach back before the start and are no use; rounding of the common grid may cost another.
+        whole = math.floor(_usable_span_s(recordings) * rate_hz / hop)
+        time_steps = min(time_steps, whole - math.ceil(n_fft / hop))
     window_hop_s = station.features.window_hop_s or window_s
     return max(time_steps, 0), max(round(window_hop_s * rate_hz / hop), 1)
 

@@ -95,7 +95,7 @@ def test_lags_that_are_told_but_too_few():
 
 
 def test_a_frame_that_is_told_but_too_short():
-    with pytest.raises(ConfigError, match="n_fft"):
+    with pytest.raises(ConfigError, match=r"lags reach .* n_fft=16"):
         plan_station(station_of(features={"n_fft": 16}))
 
 
@@ -111,22 +111,22 @@ def test_frames_are_short_enough_for_doppler():
 
 
 @pytest.mark.parametrize("window_s", [0.0101, 0.25, 1.7])
-@pytest.mark.parametrize("hop", [None, 64, 500])
+@pytest.mark.parametrize("hop", [256, 64, 500])
 def test_a_window_holds_what_fits_into_it(window_s, hop):
-    features = {"window_s": window_s, "window_hop_s": 0.1, "n_fft": 256} | ({} if hop is None else {"hop": hop})
+    features = {"window_s": window_s, "window_hop_s": 0.1, "n_fft": 256, "hop": hop}
     rate = 100e3
-    fitting = (window_s * rate - 256) // (hop or 256) + 1
+    fitting = (window_s * rate - 256) // hop + 1
     if fitting < MIN_TIME_STEPS:
         with pytest.raises(ConfigError, match=rf"features\.window_s={window_s:g}: holds {fitting:.0f} frames of 256"):
             plan_station(station_of(features=features))
         return
     plan = plan_station(station_of(features=features))
     assert plan.time_steps == fitting
-    assert plan.window_hop == round(0.1 * rate / (hop or 256))
+    assert plan.window_hop == round(0.1 * rate / hop)
 
 
 def test_windows_lie_side_by_side_unless_told():
-    plan = plan_station(station_of(features={"window_s": 0.256, "n_fft": 256}))
+    plan = plan_station(station_of(features={"window_s": 0.256, "n_fft": 256, "hop": 256}))
     assert (plan.time_steps, plan.window_hop) == (100, 100)
 
 
@@ -217,7 +217,7 @@ def test_the_window_is_what_recordings_share(tmp_path, recording):
     plan = plan_station(recorded(tmp_path))
     shared_s = 240 * 512 / 12e3 - 1.5
     hop_s = plan.spec.timing.config.hop / 12e3
-    assert shared_s - 2.0 * hop_s < span_s(plan) <= shared_s - hop_s + 1e-6
+    assert shared_s - 3.0 * hop_s < span_s(plan) < shared_s
 
 
 def test_what_is_skipped_is_not_counted(tmp_path, recording):
