@@ -210,14 +210,16 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     jitter = op.matmul(solve, double(expand_dims(weight, 2) * frame_slope) / expand_dims(scale, 2))
     jitter = jitter - mean(jitter, 2, keep=True)
     count = double(frames)
-    # Overlapping frames repeat noise; few frames know their own scatter only as Student's t does.
+    # Overlapping frames repeat noise. Few frames know their own scatter only as Student's t does; and weighting more
+    # receivers than a place needs by that scatter fits it, which counts twice: in the estimate and in its variance.
     repeat = max(config.n_core / config.hop, 1.0)
     effective = count * (1.0 / repeat)
-    noise = op.matmul(jitter, transpose_last(jitter)) / (count * op.max([effective - 3.0, const(1.0, np.float64)]))
+    noise = op.matmul(jitter, transpose_last(jitter)) / (
+        count * op.max([effective - (3.0 + 2.0 * max(n_receivers - 3, 0)), const(1.0, np.float64)])
+    )
 
-    standing = peak_contrast
     best = highest(
-        expand_dims(standing, 2) * const(member[None]) - const((1.0 - member[None]) * 1e6), 1
+        expand_dims(peak_contrast, 2) * const(member[None]) - const((1.0 - member[None]) * 1e6), 1
     )  # (batch, R): each receiver's clearest pair
     # Falls to nothing: times the square of all lags, even a small rest would drown a good peak.
     unheard = double(clip((const(RECEIVER_THRESHOLD + 1.0) - best) * 0.5, 0.0, 1.0))
