@@ -32,9 +32,9 @@ from .pmt_codec import fix_to_pmt
 class onnx_inference(gr.sync_block):
     """Feature vectors, one input per channel of the model's contract, to `fix` and `status` messages.
 
-    `model`: an ONNX file, as its path or loaded; its contract says how many inputs there are and what each must carry. `contract`:
-    path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where the contract
-    says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
+    `model`: an ONNX file, as its path or loaded; its contract says how many inputs there are and what each must carry.
+    `contract`: path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where
+    the contract says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
     may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`: what the
     flowgraph was drawn for, 0 for whatever the contract says.
 

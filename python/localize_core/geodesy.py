@@ -32,9 +32,9 @@ def _geodetic_to_ecef() -> Transformer:
 def _transform(x: np.ndarray, y: np.ndarray, z: np.ndarray, *, inverse: bool = False) -> list[np.ndarray]:
     """Longitude, latitude, altitude to Earth-centred coordinates, or back; shapes are kept."""
     # pyproj takes arrays of one element for scalars: lists it takes for what they are.
-    columns = [np.asarray(value, float).ravel().tolist() for value in (x, y, z)]
+    xx, yy, zz = (np.asarray(value, float).ravel().tolist() for value in (x, y, z))
     direction = TransformDirection.INVERSE if inverse else TransformDirection.FORWARD
-    results = _geodetic_to_ecef().transform(*columns, direction=direction)
+    results = _geodetic_to_ecef().transform(xx, yy, zz, direction=direction)
     return [np.reshape(result, np.shape(x)) for result in results]
 
 
