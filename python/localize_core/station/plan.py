@@ -30,8 +30,9 @@ LONGEST_RECORDING_S = 120.0
 FRAMES_AIMED_AT = 32
 SMALLEST_FFT = 256
 LARGEST_FFT = 16384
-CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
-"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks."""
+CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0, "none": 100.0}
+"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks; a flowgraph's
+own receivers that share a clock are taken for disciplined by GNSS."""
 MAX_FILL_S = 0.5
 """Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
@@ -160,6 +161,7 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
                 f"receiver {own.name} at {own.latitude:g}, {own.longitude:g}: the model {contract.name} was made for "
                 f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
             )
+    _check_features(station, contract)
     recordings = _recordings(station)
     window_s = _window_s(station, recordings)
     time_steps, window_hop = _frames(station, window_s, recordings, n_fft=contract.n_fft, hop=contract.hop)
@@ -173,6 +175,23 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
             f"features.window_s={window_s:g}: holds {time_steps} frames, the model {contract.name} wants {fixed}"
         )
     return fixed, fixed if station.features.window_hop_s is None else window_hop
+
+
+def _check_features(station: Station, contract: Contract) -> None:
+    """Raise ConfigError where the station states a feature otherwise than the model was made for."""
+    present = list(dict.fromkeys(channel.feature for channel in contract.channels))
+    found: dict[str, object] = {
+        "channels": present,
+        "rows": contract.rows,
+        "n_fft": contract.n_fft,
+        "hop": contract.hop,
+    }
+    if contract.correlation_config is not None:
+        found |= {key: contract.correlation_config.as_dict()[key] for key in ("lag_step", "signal", "weighting")}
+    told = station.features.model_dump(include=station.features.model_fields_set & found.keys())
+    for key, value in told.items():
+        if value is not None and value != found[key]:
+            raise ConfigError(f"features.{key}={value!r}: the model {contract.name} was made for {found[key]!r}")
 
 
 def _recordings(station: Station) -> list[KiwiRecording]:
@@ -255,7 +274,8 @@ def _path(station: Station) -> PathDelay:
 def _clock_sigma_ns(station: Station, recordings: list[KiwiRecording], index: int) -> float:
     sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
     if recordings:
-        return math.hypot(sigma_ns, recordings[index].time_error_ns)
+        # Two digits, so that recordings of one station share a compiled model.
+        return float(f"{math.hypot(sigma_ns, recordings[index].time_error_ns):.2g}")
     jitter_ns = station.scene.timing_jitter_ns if station.scene is not None else 0.0
     return math.hypot(sigma_ns, jitter_ns)
 
