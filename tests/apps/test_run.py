@@ -1,0 +1,331 @@
+"""`gr-localize run`: what comes out where, how a run ends, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from localize_apps.main import main
+from localize_apps.runner import run_station
+from localize_core.engine.locator import Locator
+from localize_core.errors import EngineError, PublishError
+from localize_core.simulation.scene import Scene
+from localize_core.station.config import Station, load_station
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_from_json
+
+STATION = """
+[station]
+name = "one"
+sample_rate_hz = 20e3
+frequency_hz = 433.92e6
+[[receiver]]
+name = "only"
+latitude = 45.069
+longitude = 7.6933
+source = { kind = "scene" }
+[area]
+south = 45.0
+west = 7.6
+north = 45.14
+east = 7.79
+[features]
+rows = 32
+window_s = 0.1
+[propagation]
+level_dbfs_at_1km = -30.0
+[scene]
+bandwidth_hz = 5e3
+track = [[45.0781, 7.6703]]
+[publish]
+file = { path = "fixes.jsonl" }
+"""
+COMMAND = [sys.executable, "-m", "localize_apps.main"]
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, model_cache) -> Path:
+    """The working directory of a run, with the station in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "station.toml").write_text(STATION)
+    return tmp_path
+
+
+@pytest.fixture
+def station(folder) -> Station:
+    return load_station(folder / "station.toml")
+
+
+def write(folder: Path, old: str, new: str) -> None:
+    assert old in STATION
+    (folder / "station.toml").write_text(STATION.replace(old, new))
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=WAIT_S)
+
+
+def published(folder: Path) -> list[Fix]:
+    return [fix_from_json(line) for line in (folder / "fixes.jsonl").read_text().splitlines()]
+
+
+def test_json_alone_on_standard_output_with_all_there_is_to_log(folder):
+    done = call("-vv", "run", "station.toml", "--fast", "--json", "--duration", "1.05")
+    assert done.returncode == 0, done.stderr
+    fixes = [fix_from_json(line) for line in done.stdout.splitlines()]
+    assert [fix.sequence for fix in fixes] == list(range(10))
+    assert "status" in done.stderr  # the log is somewhere else
+    assert published(folder) == fixes
+    assert all(fix.status == "ok" for fix in fixes)
+
+
+def test_lines_for_people_and_a_quiet_log(folder):
+    done = call("run", "station.toml", "--fast", "--duration", "0.35")
+    assert done.returncode == 0
+    assert re.fullmatch(r"(2026-01-01T00:00:00\.\d+Z ok 45\.\d+ 7\.\d+ ±\d+ m \(95 %\).*\n){3}", done.stdout)
+    assert done.stderr == ""
+
+
+def test_whoever_has_seen_enough_may_close_the_pipe(folder):
+    arguments = [*COMMAND, "run", "station.toml", "--fast", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        fix_from_json(process.stdout.readline())
+        process.stdout.close()
+        assert process.wait(WAIT_S) == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_live_run_and_nothing_is_lost(folder, number):
+    arguments = [*COMMAND, "run", "station.toml", "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, errors
+    assert errors == ""
+    fixes = [fix_from_json(line) for line in [*lines, *rest.splitlines()]]
+    assert [fix.sequence for fix in fixes] == list(range(len(fixes)))
+    assert published(folder) == fixes
+
+
+def test_a_live_run_of_a_set_length_loses_nothing(folder, station):
+    fixes: list[Fix] = []
+    result = run_station(station, on_fix=fixes.append, duration_s=0.65)
+    assert (result.failure, result.fixes, result.dropped_windows) == (None, 6, 0)
+    assert published(folder) == fixes
+
+
+def test_a_slow_listener_gets_what_was_answered_before_the_end(folder, station):
+    """The windows that wait when the stop comes are answered, delivered and published first."""
+    stopped, fixes = threading.Event(), []
+
+    def slow(fix: Fix) -> None:
+        stopped.set()
+        threading.Event().wait(0.15)  # longer than a window
+        fixes.append(fix)
+
+    result = run_station(station, on_fix=slow, stopped=stopped)
+    assert result.failure is None
+    assert len(fixes) == result.fixes > 0
+    assert published(folder) == fixes
+
+
+# failures
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says what is wrong."""
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("gr-localize: "))
+    assert "Traceback" not in line
+    return line
+
+
+def test_a_sink_whose_endpoint_is_in_use(folder):
+    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        write(folder, 'file = { path = "fixes.jsonl" }', f'zmq = {{ endpoint = "tcp://127.0.0.1:{port}" }}')
+        done = call("run", "station.toml", "--json")  # endless, were it not for the failure
+    assert done.returncode == 1
+    assert str(port) in error_line(done)
+
+
+def test_a_file_that_cannot_be_written(folder, station, capsys):
+    (folder / "fixes.jsonl").mkdir()
+    for duration_s in (None, 0.05):  # a run that is over before it is looked at, too
+        result = run_station(station, on_fix=print, duration_s=duration_s)
+        assert isinstance(result.failure, PublishError)
+    assert main(["run", "station.toml", "--fast", "--duration", "0.3"]) == 1
+    assert "cannot write fixes.jsonl: Is a directory" in capsys.readouterr().err
+
+
+def test_a_source_that_raises(station, monkeypatch):
+    samples = Scene.samples
+
+    def breaking(self: Scene, first: int, count: int) -> np.ndarray:
+        if first > 10_000:
+            raise OSError("the antenna has fallen down")
+        return samples(self, first, count)
+
+    monkeypatch.setattr(Scene, "samples", breaking)
+    fixes: list[Fix] = []
+    result = run_station(station, on_fix=fixes.append, live=False)
+    assert isinstance(result.failure, OSError)
+    assert fixes
+
+
+def test_inference_that_raises(station, monkeypatch):
+    def broken(*_: Any) -> Fix:
+        raise EngineError("no more")
+
+    monkeypatch.setattr(Locator, "locate", broken)
+    for live in (True, False):
+        assert isinstance(run_station(station, on_fix=print, live=live).failure, EngineError)
+
+
+def test_a_listener_that_raises(station):
+    def refuse(fix: Fix) -> None:
+        raise ValueError(f"not {fix.sequence}")
+
+    result = run_station(station, on_fix=refuse)
+    assert str(result.failure) == "not 0"
+
+
+def test_a_status_listener_hears_of_the_model(station):
+    statuses: list[dict[str, Any]] = []
+    run_station(station, on_fix=lambda _: None, on_status=statuses.append, live=False, duration_s=0.3)
+    assert statuses[0]["state"] == "ready"
+    assert statuses[0]["model"] == "compiled-one"
+
+
+# what cannot run
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], code: int = 2) -> str:
+    assert main(["run", *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "one"', 'name = "one"\ncolour = "red"', "station.colour"),
+        ("window_s = 0.1", "window_s = 0.01", "features.window_s=0.01: holds"),
+        ("rows = 32", "rows = 33", "33"),
+        ("[scene]", '[model]\nuri = "none.onnx"\n[scene]', "none.onnx: cannot be read"),
+        ("[publish]", '[publish]\nzmq = { endpoint = "carrier pigeon" }', "carrier pigeon"),
+        ("track = [[45.0781, 7.6703]]", "track = []", "scene.track"),
+        ("bandwidth_hz = 5e3", "bandwidth_hz = 50e3", "bandwidth"),
+    ],
+)
+def test_a_station_that_cannot_work(folder, capsys, old, new, message):
+    write(folder, old, new)
+    errors = refused(capsys, ["station.toml"])
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_no_station_at_all(folder, capsys):
+    assert "nowhere.toml: cannot be read" in refused(capsys, ["nowhere.toml"])
+    assert "STATION" in refused(capsys, [])
+    assert "--duration" in refused(capsys, ["station.toml", "--duration", "0"])
+    assert "--recordings" in refused(capsys, ["station.toml", "--recordings", "nowhere"])
+
+
+def test_a_cache_that_cannot_be_written(folder, capsys, monkeypatch):
+    (folder / "occupied").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "occupied"))
+    errors = refused(capsys, ["station.toml"])
+    assert "XDG_CACHE_HOME" in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_stream_that_ends_before_a_window_is_full(folder, capsys):
+    errors = refused(capsys, ["station.toml", "--fast", "--duration", "0.05"], code=1)
+    assert "ended before a window was full" in errors
+
+
+KIWI = """
+[station]
+name = "recorded"
+sample_rate_hz = 12e3
+frequency_hz = 77.5e3
+[[receiver]]
+name = "a"
+latitude = 47.0
+longitude = 8.0
+source = { kind = "kiwi-wav", path = "a_iq.wav" }
+[[receiver]]
+name = "b"
+latitude = 48.0
+longitude = 9.0
+source = { kind = "kiwi-wav", path = "b_iq.wav" }
+[area]
+south = 46.0
+west = 7.0
+north = 49.0
+east = 10.0
+"""
+
+
+@pytest.fixture
+def recordings(folder, kiwi_wav) -> Path:
+    """Two recordings of noise, 4 s."""
+    (folder / "kiwi.toml").write_text(KIWI)
+    rng = np.random.default_rng(1)
+    for name in "ab":
+        samples = 0.1 * (rng.standard_normal(512 * 94) + 1j * rng.standard_normal(512 * 94))
+        ns = (1000 * 10**9 + np.arange(94) * 512 * 10**9 // 12000).tolist()
+        stamps = [(1, time // 10**9, time % 10**9) for time in ns]
+        (folder / f"{name}_iq.wav").write_bytes(kiwi_wav(samples, stamps, header_rate_hz=12000))
+    return folder
+
+
+def test_recordings_of_nothing(recordings, capsys):
+    assert main(["run", "kiwi.toml", "--json"]) == 0
+    fix = json.loads(capsys.readouterr().out)
+    assert (fix["status"], fix["reason"]) == ("no_fix", "no_emitter")
+
+
+def test_a_missing_recording(recordings, capsys):
+    (recordings / "b_iq.wav").unlink()
+    errors = refused(capsys, ["kiwi.toml"])
+    assert errors == f"gr-localize: {recordings}/b_iq.wav: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize("size", [0, 30, 50, 2000])
+def test_a_recording_of_hardly_anything(recordings, capsys, size):
+    path = recordings / "b_iq.wav"
+    path.write_bytes(path.read_bytes()[:size])
+    errors = refused(capsys, ["kiwi.toml"])
+    assert errors.count("\n") == 1
+    assert "b_iq.wav" in errors or "time stamps" in errors or "window_s" in errors
+
+
+def test_a_recording_shorter_than_a_window(recordings, capsys):
+    (recordings / "kiwi.toml").write_text(KIWI + "[features]\nwindow_s = 30.0\n")
+    assert "features.window_s=30: the recordings share only 4.0" in refused(capsys, ["kiwi.toml"])
+
+
+def test_recordings_of_another_folder(recordings, capsys):
+    elsewhere = recordings / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("a_iq.wav", "b_iq.wav"):
+        os.rename(recordings / name, elsewhere / name)
+    assert main(["run", "kiwi.toml", "--json", "--recordings", "elsewhere"]) == 0
+    assert "no_emitter" in capsys.readouterr().out
