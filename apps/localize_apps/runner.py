@@ -14,7 +14,7 @@ from typing import Any
 import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.pmt_codec import fix_from_pmt
-from localize_core.errors import LocalizeError
+from localize_core.errors import ConfigError, LocalizeError
 from localize_core.station.config import KiwiWavSource, Station
 from localize_core.types.fix import Fix
 
@@ -110,7 +110,10 @@ class StationGraph(gr.top_block):
             yield from ((scene, port) for port in range(len(station.receiver)))
             return
         for receiver in station.receiver:
-            assert isinstance(receiver.source, KiwiWavSource)
+            if not isinstance(receiver.source, KiwiWavSource):
+                raise ConfigError(
+                    f"receiver {receiver.name}.source: missing; only a flowgraph can bring the stream itself"
+                )
             source = localize.kiwi_wav_source(str(receiver.source.path), frequency_hz=table.frequency_hz)
             self.watched.append(source)
             yield source, 0

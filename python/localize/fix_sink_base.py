@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pmt
@@ -17,8 +18,8 @@ FIX_PORT = pmt.intern("fix")
 class fix_sink_base(gr.sync_block):
     """A block without streams that hands every fix to `sink`.
 
-    A message that is no fix is counted in `malformed` and logged once per burst. If the sink cannot be opened,
-    `failure` holds the error and every fix counts as dropped.
+    A message that is no fix is counted in `malformed` and logged once per burst. If the sink cannot be opened or
+    raises, `failure` holds the error; every fix of one that is not open counts as dropped.
     """
 
     FIX_PORT = FIX_PORT
@@ -61,5 +62,8 @@ class fix_sink_base(gr.sync_block):
             if not self._malformed_burst:
                 self.logger.warn(f"{self.name()}: ignoring a message that is no fix: {error}")
             self._malformed_burst = True
+        except Exception as error:  # would end the thread or the whole process; whoever runs this looks at `failure`
+            self.failure = error
+            self.logger.error(f"{self.name()} failed: {error}\n{traceback.format_exc()}")
         else:
             self._malformed_burst = False

@@ -34,9 +34,9 @@ class onnx_inference(gr.sync_block):
 
     `model`: an ONNX file, as its path or loaded; its contract says how many inputs there are and what each must carry.
     `contract`: path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where
-    the contract says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether a window
-    may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`: what the
-    flowgraph was drawn for, 0 for whatever the contract says.
+    the contract says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether
+    a window may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`:
+    what the flowgraph was drawn for, 0 for whatever the contract says.
 
     Raises ConfigError or ModelError before the flowgraph starts: for an unusable model, a contract that differs, a
     golden vector that no longer comes out, or sizes that cannot work.
@@ -283,9 +283,10 @@ def _check_ports(contract: Contract, n_channels: int, rows: int) -> None:
 
 def _agreed_steps(contract: Contract, time_steps: int) -> int:
     if contract.time_steps is None:
-        if time_steps < 1:
+        if time_steps < contract.min_time_steps:
             raise ConfigError(
-                f"time_steps={time_steps}: the model {contract.name} takes windows of any length, say how many frames"
+                f"time_steps={time_steps}: the model {contract.name} takes windows of {contract.min_time_steps} frames "
+                "or more, say how many"
             )
         return time_steps
     if time_steps not in (0, contract.time_steps):

@@ -21,6 +21,7 @@ from localize_apps.runner import run_station
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError, PublishError
 from localize_core.simulation.scene import Scene
+from localize_core.sinks.file_sink import FileFixSink
 from localize_core.station.config import Station, load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_from_json
@@ -169,6 +170,15 @@ def test_a_file_that_cannot_be_written(folder, station, capsys):
         assert isinstance(result.failure, PublishError)
     assert main(["run", "station.toml", "--fast", "--duration", "0.3"]) == 1
     assert "cannot write fixes.jsonl: Is a directory" in capsys.readouterr().err
+
+
+def test_a_sink_that_raises(station, monkeypatch):
+    def explode(self: FileFixSink, fix: Fix) -> bool:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(FileFixSink, "publish", explode)
+    result = run_station(station, on_fix=lambda _: None)
+    assert str(result.failure) == "boom"
 
 
 def test_a_source_that_raises(station, monkeypatch):

@@ -96,6 +96,7 @@ class Contract(_Part):
     frequency_hz: float | None = None
     rows: int = Field(ge=1)
     time_steps: int | None = Field(None, ge=1, description="None where the model takes any number of frames")
+    min_time_steps: int = Field(1, ge=1, description="frames below which the answers of the model mean nothing")
     channels: tuple[Channel, ...] = Field(min_length=1)
     normalisation: Normalisation = Normalisation()
     receivers: tuple[Receiver, ...] = Field(min_length=1)

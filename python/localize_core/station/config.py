@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +45,7 @@ class ReceiverTable(_Table):
     latitude: float = Field(ge=-90.0, le=90.0, description="WGS84 degrees")
     longitude: float = Field(ge=-180.0, le=180.0, description="WGS84 degrees")
     altitude_m: float = Field(0.0, ge=-500.0, le=50_000.0)
-    source: Source
+    source: Source | None = Field(None, description="where IQ comes from; left out where a flowgraph brings the stream")
     timing_sigma_ns: float | None = Field(
         None, gt=0.0, description="standard deviation of this receiver's clock against the others; by kind of source"
     )
@@ -181,7 +182,7 @@ class Station(_Table):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"receiver names must differ, found more than once: {', '.join(twice)}")
-        kinds = {receiver.source.kind for receiver in self.receiver}
+        kinds = {"none" if receiver.source is None else receiver.source.kind for receiver in self.receiver}
         if len(kinds) > 1:
             raise ValueError(f"all receivers of a station need one kind of source, found {sorted(kinds)}")
         if "scene" in kinds and self.scene is None:
@@ -190,24 +191,67 @@ class Station(_Table):
 
     @property
     def source_kind(self) -> str:
-        return self.receiver[0].source.kind
+        """Kind of all receivers' sources, "none" where a flowgraph brings the streams."""
+        source = self.receiver[0].source
+        return "none" if source is None else source.kind
 
     @property
     def has_common_clock(self) -> bool:
         """Whether arrival times compare between receivers."""
         if self.station.common_clock is not None:
             return self.station.common_clock
-        return True  # both kinds of source carry time: GNSS stamps, or the scene's own clock
+        return self.source_kind != "none"  # GNSS stamps, or the scene's own clock; of others nothing is known
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, data: dict[str, Any]) -> str:
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "station file"
+        key = _key(item["loc"], data)
         given = item.get("input")
         shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-        lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return "; ".join(lines)
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown key{_hint(item['loc'])}"
+        lines.append(f"{key}: {message}{shown}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _key(location: tuple[int | str, ...], data: dict[str, Any]) -> str:
+    """A key as the file's author knows it: receivers by their names."""
+    parts = [str(part) for part in location]
+    if len(location) > 1 and location[0] == "receiver" and isinstance(location[1], int):
+        receiver = data["receiver"][location[1]]
+        if isinstance(receiver, dict) and isinstance(receiver.get("name"), str):
+            parts[:2] = [f"receiver {receiver['name']}"]
+    return ".".join(parts) or "station file"
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    """What is allowed in the table where a key is not, and what may have been meant."""
+    table: type[BaseModel] | None = Station
+    for part in location[:-1]:
+        table = (_SOURCE_TABLES if "source" in location[:-1] else _TABLES).get(str(part), table)
+    allowed = sorted(table.model_fields) if table is not None else []
+    close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    meant = f", did you mean {close[0]}?" if close else ""
+    return f"{meant}; allowed: {', '.join(allowed) or 'none yet'}"
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "station": StationTable,
+    "receiver": ReceiverTable,
+    "area": AreaTable,
+    "features": FeaturesTable,
+    "propagation": PropagationTable,
+    "model": ModelTable,
+    "publish": PublishTable,
+    "zmq": ZmqTable,
+    "file": FileTable,
+    "cache": _Table,
+    "metrics": _Table,
+    "scene": SceneConfig,
+}
+_SOURCE_TABLES: dict[str, type[BaseModel]] = {"kiwi-wav": KiwiWavSource, "scene": SceneSource}
 
 
 def parse_station(text: str, *, folder: Path, name: str = "station file") -> Station:
@@ -222,7 +266,7 @@ def parse_station(text: str, *, folder: Path, name: str = "station file") -> Sta
     try:
         station = Station.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_describe(error)}") from error
+        raise ConfigError(f"{name}: {_describe(error, data)}") from error
     return _with_absolute_paths(station, folder)
 
 

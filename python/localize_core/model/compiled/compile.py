@@ -47,6 +47,7 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
         frequency_hz=spec.frequency_hz,
         rows=spec.rows,
         time_steps=spec.time_steps,
+        min_time_steps=MIN_TIME_STEPS,
         channels=tuple(channels),
         receivers=spec.receivers,
         min_receivers=min(len(spec.receivers), 3),

@@ -281,8 +281,11 @@ def confidence(posterior_misfit: Var, arrivals: ArrivalTimes | None, found: Leve
             absent = missing if absent is None else absent * missing
     assert absent is not None
     present = const(1.0) - absent
+    if arrivals is None:
+        return present
+    present = present * op.sigmoid((const(2.0) - arrivals.closure) * 4.0)
     freedom = len(spec.receivers) - 3
-    if arrivals is None or freedom < 1:
+    if freedom < 1:
         return present
     limit = float(chi2.ppf(1.0 - 1e-4, freedom))
     return present * op.sigmoid((const(1.5 * limit) - posterior_misfit) * (8.0 / limit))

@@ -44,6 +44,7 @@ PEAK_SHAPES = ((3, 6), (4, 4), (6, 4), (8, 4), (12, 4), (16, 4), (24, 4), (32, 4
 ORDER = max(order for _, order in PEAK_SHAPES)
 PAIR_THRESHOLD = 6.0  # standard deviations of the noise above which a pair's peak is believed
 RECEIVER_THRESHOLD = 7.0
+CLOSURE_SIGMAS = 5.0  # beside one lag, how far noise may keep the lags of a triangle from adding up
 SEARCH_BIAS = 4.0  # a noise peak found by searching a gate stands about this many deviations high
 
 
@@ -52,13 +53,15 @@ class ArrivalTimes:
     """Arrival times as path lengths, up to a common offset.
 
     `length_m` (batch, R) float32; `covariance_m2` (batch, R, R) float64, clock and noise, without the path's share;
-    `detection` (batch, 1): how far the pairs' peaks stand out together, standard deviations; `start` (batch,) int64:
-    index of the best cell of the acquisition grid.
+    `detection` (batch, 1): how far the pairs' peaks stand out together, standard deviations; `closure`
+    (batch, 1): how far the pairs' lags are from adding up round triangles, squared, over what noise allows; `start`
+    (batch,) int64: index of the best cell of the acquisition grid.
     """
 
     length_m: Var
     covariance_m2: Var
     detection: Var
+    closure: Var
     start: Var
 
 
@@ -173,13 +176,14 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     derivative = _slope_weights(basis, offset)
     frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
 
-    # Weights of the maximum-likelihood combination, from each receiver's share of common power.
     # A fit over many lags averages noise: the scatter of its own height then tells more than that of single lags.
     frame_height = total(expand_dims(_value_weights(basis, offset), 3) * around, 2)
     spread = mean(frame_height * frame_height, 2) - mean(frame_height, 2) * mean(frame_height, 2)
     own_deviation = op.sqrt(op.relu(spread) / op.max([frames - 3.0, const(1.0)]))
     deviation_at_peak = op.max([op.min([own_deviation, at(deviation, 2, 0)]), at(deviation, 2, 0) * 0.05])
     peak_contrast = (height - at(background, 2, 0)) / deviation_at_peak
+
+    # Weights of the maximum-likelihood combination, from each receiver's share of common power.
     trusted = op.sigmoid((peak_contrast - PAIR_THRESHOLD) * 2.0)
     # |rho|² of independent noise has mean 1/N; a signed coefficient has none, and is squared here.
     common = height - 1.0 / config.n_core if config.signal == "iq" else height * op.relu(height)
@@ -205,7 +209,7 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     laplacian = op.matmul(pull * expand_dims(stiffness, 1), const(incidence[None], np.float64))
     inverse = spd_inverse(laplacian + const(np.ones((1, n_receivers, n_receivers)), np.float64), n_receivers)
     solve = op.matmul(inverse, pull)  # (batch, R, P)
-    length = op.squeeze(op.matmul(solve, expand_dims(stiffness * double(lag_m), 2)), op.const(np.array([2], np.int64)))
+    length = op.squeeze(op.matmul(solve, expand_dims(stiffness * double(lag_m), 2)), _axis(2))
 
     jitter = op.matmul(solve, double(expand_dims(weight, 2) * frame_slope) / expand_dims(scale, 2))
     jitter = jitter - mean(jitter, 2, keep=True)
@@ -226,7 +230,19 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     span_m = n_lags * step_m
     own = const(np.square(np.array(timing.receiver_sigma_m))[None], np.float64) + unheard * span_m**2
     detection = total(clip(peak_contrast - SEARCH_BIAS, -1.0, 100.0), 1, keep=True) * float(len(pairs) ** -0.5)
-    return ArrivalTimes(single(length), noise + diagonal(own, n_receivers), detection, start)
+    # Lags of true peaks add up round every triangle of receivers, whatever clocks and paths do to them.
+    found = single(op.squeeze(op.matmul(const(incidence[None], np.float64), expand_dims(length, 2)), _axis(2)))
+    open_m2 = (lag_m - found) * (lag_m - found)
+    slope_variance = mean(frame_slope * frame_slope, 2) - mean(frame_slope, 2) * mean(frame_slope, 2)
+    noise_m2 = slope_variance / (op.max([frames, const(1.0)]) * (sharpness * sharpness + 1e-30))
+    share = weight * sharpness * clip((peak_contrast - PAIR_THRESHOLD) * 0.5, 0.0, 1.0) + 1e-30
+    allowed = total(share * noise_m2, 1, keep=True) * CLOSURE_SIGMAS**2 + total(share, 1, keep=True) * step_m**2
+    closure = total(share * open_m2, 1, keep=True) / allowed
+    return ArrivalTimes(single(length), noise + diagonal(own, n_receivers), detection, closure, start)
+
+
+def _axis(number: int) -> Var:
+    return op.const(np.array([number], np.int64))
 
 
 def _coefficients(basis: Var, samples: Var) -> list[Var]:

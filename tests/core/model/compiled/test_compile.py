@@ -153,6 +153,17 @@ def test_arrival_times_that_fit_no_place_cost_confidence(make_spec: MakeSpec, tm
     assert model.run(features(spec, iq(spec, arrival_m, rng, snr_db=20.0))).confidence[0, 0] < 0.1
 
 
+def test_lags_that_do_not_add_up_cost_confidence(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Three receivers always meet somewhere; only the sum round their triangle tells that a peak is false."""
+    spec = make_spec(receivers=3)
+    model, rng = compiled(spec, tmp_path), np.random.default_rng(27)
+    samples = iq(spec, lengths_m(spec, np.array([300.0, -200.0])), rng, snr_db=20.0)
+    channels = features(spec, samples)
+    assert model.run(channels).confidence[0, 0] > 0.9
+    channels[0, 0] = np.roll(channels[0, 0], 12, axis=0)  # six samples in one pair
+    assert model.run(channels).confidence[0, 0] < 0.1
+
+
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_lost_receiver_leaves_a_wider_true_ellipse(make_spec: MakeSpec, tmp_path: Path, lost: int) -> None:
     spec = make_spec(receivers=5)
