@@ -237,6 +237,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], code: 
         ('name = "one"', 'name = "one"\ncolour = "red"', "station.colour"),
         ("window_s = 0.1", "window_s = 0.01", "features.window_s=0.01: holds"),
         ("rows = 32", "rows = 33", "33"),
+        ('source = { kind = "scene" }', "", "receiver only.source: missing"),
         ("[scene]", '[model]\nuri = "none.onnx"\n[scene]', "none.onnx: cannot be read"),
         ("[publish]", '[publish]\nzmq = { endpoint = "carrier pigeon" }', "carrier pigeon"),
         ("track = [[45.0781, 7.6703]]", "track = []", "scene.track"),

@@ -344,7 +344,7 @@ def test_a_model_file_in_place_of_a_station(station, received, tmp_path):
     assert localizer_alone[0].station == "compiled-four"
     named = parse_station(STATION + f'\n[model]\nuri = "{path}"\n', folder=tmp_path)
     assert [fix.position for fix in locate(named, received)] == [fix.position for fix in from_station]
-    with pytest.raises(ConfigError, match="time_steps=0: the model compiled-four takes windows of any length"):
+    with pytest.raises(ConfigError, match="time_steps=0: the model compiled-four takes windows of 8 frames or more"):
         localize.localizer(path, 4)
     with pytest.raises(
         ConfigError, match=r"n_receivers=3: the model compiled-four wants 4 \(east, south, west, north\)"

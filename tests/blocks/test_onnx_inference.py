@@ -397,7 +397,7 @@ def test_status_names_the_model(model, contract):
     [
         ({"n_channels": 2, "time_steps": 4}, r"n_channels=2: the model tiny wants 3 \(log_mel r0, log_mel r1, cross_"),
         ({"rows": 32, "time_steps": 4}, "rows=32: the model tiny wants 16"),
-        ({}, "time_steps=0: the model tiny takes windows of any length"),
+        ({}, "time_steps=0: the model tiny takes windows of 1 frames or more"),
         ({"time_steps": -4}, "time_steps=-4"),
         ({"time_steps": 4, "window_hop": -1}, "window_hop=-1"),
         ({"time_steps": 4, "min_confidence": 1.5}, r"min_confidence=1\.5"),

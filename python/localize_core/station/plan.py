@@ -167,8 +167,11 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
     time_steps, window_hop = _frames(station, window_s, recordings, n_fft=contract.n_fft, hop=contract.hop)
     fixed = contract.time_steps
     if fixed is None:
-        if time_steps < 1:
-            raise ConfigError(f"features.window_s={window_s:g}: holds no frame of {contract.n_fft} samples")
+        if time_steps < contract.min_time_steps:
+            raise ConfigError(
+                f"features.window_s={window_s:g}: holds {time_steps} frames of {contract.n_fft} samples, the model "
+                f"{contract.name} wants {contract.min_time_steps} or more"
+            )
         return time_steps, window_hop
     if station.features.window_s is not None and time_steps != fixed:
         raise ConfigError(

@@ -181,7 +181,7 @@ def test_every_key_has_a_range_or_a_reason():
     ("table", "path"),
     [
         ("[station]", "station.colour"),
-        ("[[receiver]]", "receiver.0.colour"),
+        ("[[receiver]]", "receiver north.colour"),
         ("[area]", "area.colour"),
         ("[features]", "features.colour"),
         ("[propagation]", "propagation.colour"),
@@ -200,14 +200,29 @@ def test_an_unknown_key_is_named(table, path):
         parse(with_table(table, 'colour = "red"'))
 
 
+def test_receivers_without_a_source_are_for_flowgraphs():
+    """Their streams come from elsewhere, and nothing is known of their clocks."""
+    text = MINIMAL.replace('source = { kind = "scene" }\n', "")
+    assert parse(text).source_kind == "none"
+    assert not parse(text).has_common_clock
+    assert parse(text.replace("[station]", "[station]\ncommon_clock = true")).has_common_clock
+    with pytest.raises(ConfigError, match=r"\['none', 'scene'\]"):
+        parse(MINIMAL.replace('source = { kind = "scene" }\n', "", 1))
+
+
 def test_an_unknown_key_of_a_source():
-    with pytest.raises(ConfigError, match=r"receiver\.0\.source\.scene\.colour"):
+    with pytest.raises(ConfigError, match=r"receiver north\.source\.scene\.colour: unknown key; allowed: kind"):
         parse(MINIMAL.replace('{ kind = "scene" }', '{ kind = "scene", colour = "red" }', 1))
 
 
 def test_an_unknown_kind_of_source():
-    with pytest.raises(ConfigError, match=r"receiver\.0\.source.*'kiwi-wav', 'scene'"):
+    with pytest.raises(ConfigError, match=r"receiver north\.source.*'kiwi-wav', 'scene'"):
         parse(MINIMAL.replace('kind = "scene"', 'kind = "crystal"', 1))
+
+
+def test_an_unknown_key_hints_at_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"station\.sample_rate: unknown key, did you mean sample_rate_hz\?"):
+        parse(MINIMAL.replace("sample_rate_hz", "sample_rate", 1))
 
 
 @pytest.mark.parametrize("table", ["station", "receiver", "area"])

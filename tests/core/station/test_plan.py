@@ -161,6 +161,17 @@ def test_one_receiver_has_its_level():
         plan_station(station_of(TRIANGLE[:1], features={"channels": ["cross_correlation"]}))
 
 
+def test_streams_that_a_flowgraph_brings():
+    station = station_of()
+    bare = [receiver.model_copy(update={"source": None}) for receiver in station.receiver]
+    unknown = station.model_copy(update={"receiver": bare, "scene": None})
+    assert plan_station(unknown).spec.timing is None  # nothing is known of their clocks
+    table = station.station.model_copy(update={"common_clock": True})
+    plan = plan_station(unknown.model_copy(update={"station": table}))
+    sigma_ns = np.array(plan.spec.timing.receiver_sigma_m) / SPEED_OF_LIGHT_MPS * 1e9
+    assert sigma_ns == pytest.approx(100.0, rel=0.1)
+
+
 def test_an_area_across_the_antimeridian(tmp_path):
     """The same station 171 degrees of longitude apart differs in nothing but longitudes, golden answer included."""
     receivers = ((-17.0, 178.5), (-16.0, -179.0), (-18.2, 179.9))
@@ -294,7 +305,7 @@ def test_a_model_of_this_station(model_contract):
     assert fit_station(station_of(station={"sample_rate_hz": 8e3}), fixed) == (16, 16)
     with pytest.raises(ConfigError, match=r"features\.window_s=1: holds 124 frames, the model tiny wants 16"):
         fit_station(station, fixed)
-    with pytest.raises(ConfigError, match=r"features\.window_s=0\.01: holds no frame of 128 samples"):
+    with pytest.raises(ConfigError, match=r"features\.window_s=0\.01: holds 0 frames of 128 samples, .* 1 or more"):
         fit_station(station_of(station={"sample_rate_hz": 8e3}, features={"window_s": 0.01}), contract)
 
 
@@ -302,6 +313,10 @@ def test_a_model_of_this_station(model_contract):
     ("changes", "message"),
     [
         ({}, r"station\.sample_rate_hz=100000: the model tiny wants 8000"),
+        (
+            {"station": {"sample_rate_hz": 8e3}, "features": {"rows": 64}},
+            r"features\.rows=64: the model tiny was made for",
+        ),
         (
             {"station": {"sample_rate_hz": 8e3}, "receivers": TRIANGLE[:2]},
             "receivers r0, r1: the model tiny wants r0, r1, r2",
