@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "benchmarks"))
-from calibration import run_trials  # noqa: E402  (the folder is no package)
+from calibration import run_trials  # the folder is no package
 
 
 @pytest.mark.parametrize(("kind", "snr_db"), [("correlation", -5.0), ("correlation", 30.0), ("level", 5.0)])
