@@ -77,8 +77,6 @@ class StationGraph(gr.top_block):
         self.localizer = localize.localizer(
             station,
             n_receivers=len(station.receiver),
-            min_confidence=station.model.min_confidence,
-            probability=station.model.probability,
             # A stream with a set end loses nothing: a radio block is not told when its stream ends, so the windows
             # that still wait then would never be answered in time.
             live=live and duration_s is None,

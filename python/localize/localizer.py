@@ -8,7 +8,7 @@ from gnuradio import gr
 from localize_core.errors import ConfigError
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.store import compiled_model_path
-from localize_core.station.config import Station, load_station
+from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
 
 from .cross_correlation import cross_correlation
@@ -23,9 +23,10 @@ class localizer(gr.hier_block2):
     `source`: a station file (.toml), whose geometry is compiled or whose `[model]` names a model, or an ONNX file with
     a contract. `n_receivers` must be that of the station. `align`: put the streams on a common time grid first, by
     their `rx_time` tags. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0
-    take the station's.
+    take the station's, and so do a `min_confidence` and a `probability` of None (0.5 and 0.95 without a station).
+    `name`: the station's name in fixes, its own if empty.
 
-    Raises ConfigError or ModelError before the flowgraph starts.
+    Raises ConfigError, ModelError or SourceError before the flowgraph starts.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class localizer(gr.hier_block2):
         align: bool = True,
         time_steps: int = 0,
         window_hop: int = 0,
-        min_confidence: float = 0.5,
-        probability: float = 0.95,
+        min_confidence: float | None = None,
+        probability: float | None = None,
         live: bool = False,
         name: str = "",
     ) -> None:
@@ -45,7 +46,12 @@ class localizer(gr.hier_block2):
         )
         if isinstance(source, Station) or str(source).endswith(".toml"):
             station = source if isinstance(source, Station) else load_station(source)
+            if probability is not None:  # a compiled model is made for what its ellipse is to hold
+                station = station.model_copy(
+                    update={"model": station.model.model_copy(update={"probability": probability})}
+                )
             name = name or station.station.name
+            settings = station.model
             if station.model.uri == "compiled":
                 plan = plan_station(station)
                 model = OnnxModel(compiled_model_path(plan.spec))
@@ -56,6 +62,8 @@ class localizer(gr.hier_block2):
             time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
         else:
             model = OnnxModel(source)
+            settings = ModelTable() if probability is None else ModelTable.model_construct(probability=probability)
+        self._station_confidence = settings.min_confidence
         contract = model.contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
@@ -67,8 +75,8 @@ class localizer(gr.hier_block2):
             station=name or contract.name,
             time_steps=time_steps,
             window_hop=window_hop,
-            min_confidence=min_confidence,
-            probability=probability,
+            min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
+            probability=settings.probability,
             live=live,
         )
         self.blocks: list[Any] = [self.inference]
@@ -100,9 +108,9 @@ class localizer(gr.hier_block2):
             self.message_port_register_hier_out(message)
             self.msg_connect(self.inference, message, self, message)
 
-    def set_min_confidence(self, min_confidence: float) -> None:
-        """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
-        self.inference.set_min_confidence(min_confidence)
+    def set_min_confidence(self, min_confidence: float | None) -> None:
+        """Below it a fix has no position; None is what the station says. Raises ConfigError outside 0 to 1."""
+        self.inference.set_min_confidence(self._station_confidence if min_confidence is None else min_confidence)
 
     @property
     def failure(self) -> Exception | None:

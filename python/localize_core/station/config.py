@@ -47,18 +47,26 @@ class ReceiverTable(_Table):
     altitude_m: float = Field(0.0, ge=-500.0, le=50_000.0)
     source: Source | None = Field(None, description="where IQ comes from; left out where a flowgraph brings the stream")
     timing_sigma_ns: float | None = Field(
-        None, gt=0.0, description="standard deviation of this receiver's clock against the others; by kind of source"
+        None,
+        gt=0.0,
+        le=1e9,
+        description="standard deviation of this receiver's clock against the others; by kind of source",
     )
-    gain_sigma_db: float = Field(1.0, ge=0.0, description="standard deviation of the receiver's level calibration")
+    gain_sigma_db: float = Field(
+        1.0, ge=0.0, le=100.0, description="standard deviation of the receiver's level calibration"
+    )
     noise_dbfs: float | None = Field(
-        None, le=0.0, description="receiver noise in the whole sample rate; estimated from quiet bands when left out"
+        None,
+        ge=-300.0,
+        le=0.0,
+        description="receiver noise in the whole sample rate; estimated from quiet bands when left out",
     )
 
 
 class StationTable(_Table):
     name: str = Field(min_length=1)
-    sample_rate_hz: float = Field(gt=0.0)
-    frequency_hz: float = Field(gt=0.0)
+    sample_rate_hz: float = Field(gt=0.0, le=1e10)
+    frequency_hz: float = Field(gt=0.0, le=1e12)
     common_clock: bool | None = Field(
         None, description="whether arrival times of different receivers compare; by kind of source when left out"
     )
@@ -97,13 +105,15 @@ class FeaturesTable(_Table):
     rows: int | None = Field(None, ge=8, le=4096, description="mel bands and lags alike")
     n_fft: int | None = Field(None, ge=16, le=1 << 20)
     hop: int | None = Field(None, ge=1, le=1 << 20)
-    lag_step: float | None = Field(None, gt=0.0, le=64.0, description="samples between two lags")
+    lag_step: float | None = Field(None, ge=0.001, le=64.0, description="samples between two lags")
     signal: Literal["iq", "envelope", "phase"] = "iq"
     weighting: Literal["plain", "phat"] = "plain"
     window_s: float | None = Field(
-        None, gt=0.0, description="span of one fix; the whole recording for files when left out"
+        None, gt=0.0, le=86_400.0, description="span of one fix; the whole recording for files when left out"
     )
-    window_hop_s: float | None = Field(None, gt=0.0, description="from one window's start to the next; window_s")
+    window_hop_s: float | None = Field(
+        None, gt=0.0, le=86_400.0, description="from one window's start to the next; window_s"
+    )
 
     @field_validator("channels")
     @classmethod
@@ -117,7 +127,10 @@ class PropagationTable(_Table):
     """What the path does to time and level, beyond straight-line travel."""
 
     timing_sigma_ns: float | None = Field(
-        None, ge=0.0, description="standard deviation of a path's excess delay; by frequency and distance when left out"
+        None,
+        ge=0.0,
+        le=1e9,
+        description="standard deviation of a path's excess delay; by frequency and distance when left out",
     )
     max_speed_mps: float = Field(
         50.0, gt=0.0, le=10_000.0, description="of emitters; frames are kept short enough for its Doppler shift"
@@ -126,9 +139,12 @@ class PropagationTable(_Table):
     path_loss_exponent_sigma: float = Field(0.3, ge=0.0, le=2.0)
     shadowing_db: float = Field(6.0, ge=0.0, le=30.0)
     level_dbfs_at_1km: float | None = Field(
-        None, description="received level at 1 km where the emitter's power is known; unknown when left out"
+        None,
+        ge=-300.0,
+        le=300.0,
+        description="received level at 1 km where the emitter's power is known; unknown when left out",
     )
-    level_sigma_db: float = Field(6.0, gt=0.0, description="standard deviation of level_dbfs_at_1km")
+    level_sigma_db: float = Field(6.0, gt=0.0, le=100.0, description="standard deviation of level_dbfs_at_1km")
 
 
 class ModelTable(_Table):
@@ -194,6 +210,11 @@ class Station(_Table):
         """Kind of all receivers' sources, "none" where a flowgraph brings the streams."""
         source = self.receiver[0].source
         return "none" if source is None else source.kind
+
+    @property
+    def played_scene(self) -> SceneConfig | None:
+        """The scene that the receivers hear; None where they hear something else, whatever the file still holds."""
+        return self.scene if self.source_kind == "scene" else None
 
     @property
     def has_common_clock(self) -> bool:

@@ -192,6 +192,8 @@ def _check_features(station: Station, contract: Contract) -> None:
     if contract.correlation_config is not None:
         found |= {key: contract.correlation_config.as_dict()[key] for key in ("lag_step", "signal", "weighting")}
     told = station.features.model_dump(include=station.features.model_fields_set & found.keys())
+    if told.get("channels") is not None:
+        told["channels"] = sorted(told["channels"])
     for key, value in told.items():
         if value is not None and value != found[key]:
             raise ConfigError(f"features.{key}={value!r}: the model {contract.name} was made for {found[key]!r}")
@@ -279,14 +281,14 @@ def _clock_sigma_ns(station: Station, recordings: list[KiwiRecording], index: in
     if recordings:
         # Two digits, so that recordings of one station share a compiled model.
         return float(f"{math.hypot(sigma_ns, recordings[index].time_error_ns):.2g}")
-    jitter_ns = station.scene.timing_jitter_ns if station.scene is not None else 0.0
+    jitter_ns = station.played_scene.timing_jitter_ns if station.played_scene is not None else 0.0
     return math.hypot(sigma_ns, jitter_ns)
 
 
 def _noise_dbfs(station: Station, index: int) -> float | None:
     told = station.receiver[index].noise_dbfs
-    if told is None and station.scene is not None:
-        return station.scene.noise_dbfs
+    if told is None and station.played_scene is not None:
+        return station.played_scene.noise_dbfs
     return told
 
 
@@ -317,12 +319,16 @@ def _lag_reach_samples(
 def _rows_and_step(station: Station, reach: float) -> tuple[int, float]:
     """Rows and lag step that cover ±reach samples: half a sample apart, or finer where rows are left over."""
     features = station.features
+    if reach == 0.0:  # levels alone have no lags
+        return features.rows or DEFAULT_ROWS, features.lag_step or 1.0
     margin = 6.0  # lags at either end that a peak's polynomial and rounding need
+    if features.rows is not None and features.rows < 4.0 * margin:
+        raise ConfigError(f"features.rows={features.rows}: cross_correlation needs at least {4.0 * margin:.0f} lags")
     if features.rows is not None and features.lag_step is not None:
         rows, step = features.rows, features.lag_step
     elif features.lag_step is not None:
         step = features.lag_step
-        rows = DEFAULT_ROWS if reach == 0.0 else _even(2.0 * (reach / step + margin), features.lag_step)
+        rows = _even(2.0 * (reach / step + margin), features.lag_step)
     else:
         rows = features.rows or DEFAULT_ROWS
         step = max(reach, 1.0) / (rows / 2.0 - margin)

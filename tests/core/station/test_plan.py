@@ -87,6 +87,20 @@ def test_lags_and_frames_cover_every_delay(station):
     assert told.lag_step in (None, config.lag_step)
 
 
+@pytest.mark.parametrize("rows", [8, 12, 17])
+def test_rows_that_leave_no_room_for_a_peak(rows):
+    with pytest.raises(ConfigError, match=rf"features\.rows={rows}: cross_correlation needs at least 24 lags"):
+        plan_station(station_of(features={"rows": rows}))
+
+
+def test_a_scene_that_nobody_plays_tells_nothing_of_noise():
+    station = station_of(features={"channels": ["log_mel"]})
+    plan = plan_station(station)
+    assert plan.spec.level.noise_dbfs[0] == station.scene.noise_dbfs
+    live = station.model_copy(update={"receiver": [r.model_copy(update={"source": None}) for r in station.receiver]})
+    assert plan_station(live).spec.level.noise_dbfs == (None,) * len(live.receiver)
+
+
 def test_lags_that_are_told_but_too_few():
     with pytest.raises(ConfigError, match=r"64 rows 0\.05 samples apart cover ±1\.6 samples of delay.*need ±"):
         plan_station(station_of(features={"rows": 64, "lag_step": 0.05}))

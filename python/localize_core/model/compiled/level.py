@@ -18,7 +18,7 @@ from scipy.signal import get_window
 from spox import Var
 
 from localize_core.features.mel import mel_filterbank
-from localize_core.model.compiled.algebra import at, clip, const, expand_dims, mean, total
+from localize_core.model.compiled.algebra import at, clip, const, expand_dims, highest, mean, total
 from localize_core.model.compiled.spec import LikelihoodSpec
 
 DB = 10.0 / math.log(10.0)
@@ -31,6 +31,7 @@ NODES = 5
 @dataclass(frozen=True)
 class Levels:
     """Received levels: `level_db`, its measurement `variance_db2`, `heard` in [0, 1], `threshold_db`: all (batch, R).
+    `missed`: 1 - `heard`, but 0 for a receiver whose channel is at its floor: it was left out, and says nothing.
 
     `detection` (batch, 1): the third clearest receiver's level over its noise, standard deviations.
     """
@@ -38,6 +39,7 @@ class Levels:
     level_db: Var
     variance_db2: Var
     heard: Var
+    missed: Var
     threshold_db: Var
     detection: Var
 
@@ -76,12 +78,20 @@ def levels(log_mel: Var, spec: LikelihoodSpec) -> Levels:
     deviation = op.sqrt(fluctuation + noise_power * noise_power * doubt * doubt) + 1e-12
     ratio = signal / deviation
     heard = op.sigmoid((ratio - DETECTION) * 4.0)
+    alive = op.cast(op.greater(highest(highest(power, 3), 2), const(2.0 * config.log_offset)), to=np.float32)
     level_db = op.log(op.max([signal, deviation * DETECTION]) / full_scale) * DB
     relative = clip(deviation / op.max([signal, deviation]), 0.0, 1.0)
     threshold = op.log(deviation * (DETECTION / full_scale)) * DB
     rank = min(3, len(spec.receivers))
     best, _ = op.top_k(ratio, op.const(np.array([rank], np.int64)), axis=1, largest=1, sorted=1)
-    return Levels(level_db, relative * relative * DB**2, heard, threshold, op.slice(best, *_last(rank)))
+    return Levels(
+        level_db,
+        relative * relative * DB**2,
+        heard,
+        alive * (const(1.0) - heard),
+        threshold,
+        op.slice(best, *_last(rank)),
+    )
 
 
 def _last(rank: int) -> tuple[Var, Var, Var]:
@@ -121,7 +131,7 @@ def level_log_likelihood(found: Levels, length_m: Var, spec: LikelihoodSpec) -> 
                 expand_dims(found.threshold_db, 1) - expand_dims(emitter, 2) + log_distance * exponent
             ) / expand_dims(op.sqrt(const(constant)), 1)
             below = (op.erf(margin * math.sqrt(0.5)) + 1.0) * 0.5
-            silent = total(op.log(below + 1e-6) * expand_dims(const(1.0) - heard, 1), 2)
+            silent = total(op.log(below + 1e-6) * expand_dims(found.missed, 1), 2)
             stacked.append(expand_dims(base + silent + float(np.log(power_weight / np.sum(power_weights))), 2))
     values = op.concat(stacked, axis=2)
     top = op.reduce_max(values, axes=[2], keepdims=True)

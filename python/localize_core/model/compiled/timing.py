@@ -129,7 +129,7 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
 
     # Acquisition: the cell where the pairs agree best. The logarithm keeps one strong pair from outvoting the others.
     expected_index, gate = acquisition_tables(spec, lengths_m)
-    support = op.log(op.relu(contrast) + 1.0)
+    support = op.log(op.relu(contrast - SEARCH_BIAS) + 1.0)
     pooled, _ = op.max_pool(support, kernel_shape=[2 * gate + 1], pads=[gate, gate], strides=[1])
     nearest = np.clip(np.rint(expected_index), 0, n_lags - 1).astype(np.int64)
     score = op.gather(at(pooled, 1, 0), op.const(nearest[:, 0]), axis=1)
