@@ -151,12 +151,13 @@ def command(
     if isinstance(run.failure, BrokenPipeError):
         sys.stdout = None  # type: ignore[assignment]  # the reader is gone: nothing to flush at exit
         return None
+    if run.failure is not None:
+        click.echo(f"gr-localize: {run.failure} (--zmq takes another endpoint)", err=True)
+        return 1
     truth = truth_track(scene, duration_s)
     result = score(fixes, truth)
     summary = summary_line(result)
     click.echo(f"{summary}; {len(fixes) / elapsed_s:.1f} windows per second", err=as_json)
     if not no_picture:
         click.echo(_picture(station, fixes, truth, summary, folder / PICTURE_NAME), err=as_json)
-    if run.failure is not None:
-        click.echo(f"gr-localize: {run.failure}", err=True)
-    return 1 if run.failure is not None or not result.scored else 0
+    return 0 if result.scored else 1

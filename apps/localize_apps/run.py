@@ -60,7 +60,7 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
     if result.failure is not None:
         click.echo(f"gr-localize: {result.failure}", err=True)
         return 1
-    if result.fixes == 0:
+    if result.fixes == 0 and not result.interrupted:
         click.echo("gr-localize: the streams ended before a window was full; no fix was made", err=True)
         return 1
     return 0

@@ -29,11 +29,12 @@ OnStatus = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `failure`: what ended a block, None where all ended well."""
+    """How a run ended. `failure`: what ended a block, None where all ended well. `interrupted`: by signal or caller."""
 
     fixes: int
     dropped_windows: int
     failure: Exception | None
+    interrupted: bool
 
 
 class _Listener(gr.sync_block):
@@ -172,15 +173,16 @@ def run_station(
         while not stopped.wait(0.2):
             if graph.failure is not None:
                 break
+        interrupted = not ended.is_set() and graph.failure is None
         if not ended.is_set():
-            if graph.failure is None:
+            if interrupted:
                 graph.finish()
             graph.stop()
             waiter.join(timeout=STOP_S)
     failure = graph.failure
     if failure is None and not ended.is_set():
         failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
-    return RunResult(listener.fixes, graph.localizer.inference.dropped, failure)
+    return RunResult(listener.fixes, graph.localizer.inference.dropped, failure, interrupted)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from localize_core.types.fix import Position
 from rich.console import Console
 from rich.table import Table
 
-_PLACE = re.compile(r"\s*([-+]?\d+(?:\.\d*)?)\s*,\s*([-+]?\d+(?:\.\d*)?)\s*")
+_PLACE = re.compile(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*,\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+))\s*")
 
 
 def score_table(result: Score) -> Table:

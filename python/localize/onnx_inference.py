@@ -121,6 +121,7 @@ class onnx_inference(gr.sync_block):
             self._worker.settle(timeout_s)
 
     def start(self) -> bool:
+        self.failure = None
         self._reset()
         self._worker = InferenceWorker(self._locator, self._publish, policy="drop-oldest" if self._live else "block")
         self._worker.start()

@@ -142,16 +142,19 @@ def read_track(path: Path) -> Track:
     `latitude` and `longitude`; others are ignored. Raises SourceError naming file and line.
     """
     points = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = {"timestamp", "latitude", "longitude"} - set(rows.fieldnames or ())
-        if missing:
-            raise SourceError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
-        for row in rows:
-            try:
-                points.append((_seconds(row["timestamp"]), float(row["latitude"]), float(row["longitude"])))
-            except (TypeError, ValueError) as error:
-                raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {"timestamp", "latitude", "longitude"} - set(rows.fieldnames or ())
+            if missing:
+                raise SourceError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
+            for row in rows:
+                try:
+                    points.append((_seconds(row["timestamp"]), float(row["latitude"]), float(row["longitude"])))
+                except (TypeError, ValueError) as error:
+                    raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path}: not a text file with columns: {error}") from error
     try:
         return Track(*np.array(points, float).reshape(-1, 3).T)
     except ConfigError as error:

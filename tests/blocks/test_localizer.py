@@ -91,6 +91,19 @@ def received(station) -> np.ndarray:
     return scene_of(station).samples(0, COUNT)
 
 
+def test_what_the_station_file_says_of_fixes_holds_in_flowgraphs_too(model_cache) -> None:
+    text = STATION.replace("[scene]", "[model]\nmin_confidence = 0.8\nprobability = 0.5\n[scene]")
+    station = parse_station(text, folder=Path())
+    locator = localize.localizer(station, n_receivers=4).inference._locator
+    assert (locator.min_confidence, locator.probability) == (0.8, 0.5)
+    assert locator.model.contract.provenance["probability"] == 0.5
+    own = localize.localizer(station, n_receivers=4, min_confidence=0.1, probability=0.9)
+    assert (own.inference._locator.min_confidence, own.inference._locator.probability) == (0.1, 0.9)
+    assert own.inference._locator.model.contract.provenance["probability"] == 0.9  # it is compiled for it
+    own.set_min_confidence(None)
+    assert own.inference._locator.min_confidence == 0.8
+
+
 class tagged_source(gr.sync_block):
     """Samples with `rx_time` twice a second unless `timed` is False, and their number."""
 

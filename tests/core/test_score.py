@@ -207,6 +207,12 @@ def test_bad_track_file_is_named_with_its_line(tmp_path, text, message):
         read_track(path)
 
 
+def test_a_track_that_is_no_text(tmp_path):
+    (tmp_path / "truth.csv").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(SourceError, match=r"truth\.csv: not a text file"):
+        read_track(tmp_path / "truth.csv")
+
+
 def test_bad_line_of_fixes_is_named(make_fix, tmp_path):
     path = tmp_path / "fixes.jsonl"
     path.write_text(f"{fix_to_json(make_fix())}\n{fix_to_json(make_fix()).replace('0.92', '7')}\n")

@@ -79,8 +79,8 @@ class Frame(_Part):
 class Golden(_Part):
     """A known input, rebuilt from its seed, and what the model answered to it when it was made."""
 
-    seed: int
-    time_steps: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    time_steps: int = Field(ge=1, le=65_536)
     position: tuple[float, float]
     uncertainty: tuple[float, float, float]
     confidence: float

@@ -76,6 +76,8 @@ class OnnxModel:
         if len(inputs) != 1:
             raise ModelError(f"{self.path}: one input tensor is expected, found {[i.name for i in inputs]}")
         self._input = inputs[0].name
+        if inputs[0].type != "tensor(float)":
+            raise ModelError(f"{self.path}: input '{self._input}' is {inputs[0].type}, tensor(float) is expected")
         missing = [name for name in OUTPUT_NAMES if name not in outputs]
         if missing:
             raise ModelError(f"{self.path}: outputs {list(OUTPUT_NAMES)} are expected, found {sorted(outputs)}")
