@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
     "--duration",
     "duration_s",
     type=click.FloatRange(min=0, min_open=True),
-    help="End after so many seconds of stream. Recordings end by themselves.",
+    help="End after so many seconds of a simulated stream. Recordings always run to their end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
 @click.option(
