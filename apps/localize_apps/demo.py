@@ -12,7 +12,7 @@ from typing import Protocol
 
 import click
 import numpy as np
-from localize_core.errors import MissingExtraError
+from localize_core.errors import MissingExtraError, PublishError
 from localize_core.geodesy import GEOD
 from localize_core.score import Score, Track, score
 from localize_core.simulation.scene import Scene
@@ -152,7 +152,8 @@ def command(
         sys.stdout = None  # type: ignore[assignment]  # the reader is gone: nothing to flush at exit
         return None
     if run.failure is not None:
-        click.echo(f"gr-localize: {run.failure} (--zmq takes another endpoint)", err=True)
+        hint = " (--zmq takes another endpoint)" if isinstance(run.failure, PublishError) else ""
+        click.echo(f"gr-localize: {run.failure}{hint}", err=True)
         return 1
     truth = truth_track(scene, duration_s)
     result = score(fixes, truth)
