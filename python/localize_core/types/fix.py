@@ -61,7 +61,7 @@ class Uncertainty:
             raise ConfigError(f"probability={self.probability}: must lie between 0 and 1")
         if not (0.0 < self.sigma_x < math.inf and 0.0 < self.sigma_y < math.inf and math.isfinite(self.theta)):
             raise ConfigError(
-                f"ellipse {self.sigma_x}, {self.sigma_y}, {self.theta}: sigmas must be positive and finite"
+                f"uncertainty {self.sigma_x}, {self.sigma_y}, {self.theta}: sigmas must be positive and finite"
             )
 
     @property
@@ -161,6 +161,8 @@ class Fix:
         if self.status == "no_fix" and (
             self.position is not None or self.uncertainty is not None or self.reason not in REASONS
         ):
-            raise ConfigError(f"a fix with status 'no_fix' has no position, only a reason out of {sorted(REASONS)}")
+            raise ConfigError(
+                f"a fix with status 'no_fix' has neither position nor uncertainty, and a reason out of {sorted(REASONS)}"
+            )
         if self.timestamp.tzinfo is None:
             raise ConfigError("timestamp carries no time zone; fixes are in UTC")
