@@ -162,7 +162,7 @@ class Fix:
             self.position is not None or self.uncertainty is not None or self.reason not in REASONS
         ):
             raise ConfigError(
-                f"a fix with status 'no_fix' has neither position nor uncertainty, and a reason out of {sorted(REASONS)}"
+                f"a fix with status 'no_fix' has no position, no uncertainty, and a reason of {sorted(REASONS)}"
             )
         if self.timestamp.tzinfo is None:
             raise ConfigError("timestamp carries no time zone; fixes are in UTC")
