@@ -124,7 +124,6 @@ def plan_station(station: Station) -> Plan:
         along_surface=along_surface(station.station.frequency_hz),
         timing=timing,
         level=level,
-        time_steps=None,
         probability=station.model.probability,
     )
     size = (

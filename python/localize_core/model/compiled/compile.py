@@ -46,7 +46,6 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
         sample_rate_hz=spec.sample_rate_hz,
         frequency_hz=spec.frequency_hz,
         rows=spec.rows,
-        time_steps=spec.time_steps,
         min_time_steps=MIN_TIME_STEPS,
         channels=tuple(channels),
         receivers=spec.receivers,
@@ -63,8 +62,7 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
 def build_graph(spec: LikelihoodSpec, contract: Contract) -> onnx.ModelProto:
     """The likelihood as an ONNX graph, without metadata."""
     receivers = len(spec.receivers)
-    steps = contract.time_steps if contract.time_steps is not None else "time_steps"
-    features = argument(Tensor(np.float32, ("batch", len(contract.channels), contract.rows, steps)))
+    features = argument(Tensor(np.float32, ("batch", len(contract.channels), contract.rows, "time_steps")))
     with expressions():
         found = arrivals = None
         if spec.level is not None:
@@ -94,11 +92,10 @@ def compile_model(spec: LikelihoodSpec, path: str | Path) -> Contract:
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.onnx"
         _save(graph, contract, draft)
-        steps = contract.time_steps or GOLDEN_STEPS
-        answer = OnnxModel(draft).run(golden_features(contract, seed=GOLDEN_SEED, time_steps=steps))
+        answer = OnnxModel(draft).run(golden_features(contract, seed=GOLDEN_SEED, time_steps=GOLDEN_STEPS))
     golden = Golden(
         seed=GOLDEN_SEED,
-        time_steps=steps,
+        time_steps=GOLDEN_STEPS,
         position=tuple(answer.position[0].tolist()),
         uncertainty=tuple(answer.uncertainty[0].tolist()),
         confidence=float(answer.confidence[0, 0]),

@@ -78,7 +78,6 @@ class LikelihoodSpec:
     along_surface: bool
     timing: TimingModel | None
     level: LevelModel | None
-    time_steps: int | None
     probability: float = 0.95
 
     def __post_init__(self) -> None:

@@ -61,7 +61,6 @@ def make_spec() -> Callable[..., LikelihoodSpec]:
             )
             if level
             else None,
-            time_steps=None,
         )
 
     return make
