@@ -1,0 +1,1 @@
+"""Labelled windows: features whose truth is known, for training, calibration and evaluation."""
