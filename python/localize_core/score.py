@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,15 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from localize_core.errors import ConfigError, SourceError
+from localize_core.evaluation.metrics import accuracy, covariance_of, squared_mahalanobis
 from localize_core.geodesy import GEOD
 from localize_core.types.fix import Fix, Position
 from localize_core.wire.fix_json import fix_from_json
-
-PROBABILITIES = {"39.35": -math.expm1(-0.5), "50": 0.5, "68": 0.68, "90": 0.9, "95": 0.95}
-"""Percent and probability of the ellipses that containment is counted for. 39.35 % is 1σ in the plane."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Score:
     """Accuracy in metres and honesty of the ellipses, over the fixes that have a position and a truth.
 
     `fixes` counts all, `no_fix` those without a position, `unmatched` those outside the track's time. `containment`
-    maps the keys of PROBABILITIES to the share of truths inside the ellipse of that probability. An honest
+    maps the keys of `metrics.PROBABILITIES` to the share of truths inside the ellipse of that probability. An honest
     covariance gives a `mean_nees` (normalised estimation error squared, Bar-Shalom 2001, 5.4.2) of 2, and of
     `nees_interval` in 95 % of runs with so many independent fixes. Without a scored fix, figures are None.
     """
@@ -107,23 +103,23 @@ def score(fixes: Iterable[Fix], truth: Position | Track) -> Score:
     # as lists: pyproj takes an array of one for a scalar
     azimuth_deg, _, distance = GEOD.inv(*(degrees[matched].tolist() for degrees in places))
     distance_m = np.array(distance)
-    # Direction of the truth, counter-clockwise from the ellipse's x axis.
-    angle = np.radians(90.0 - np.array(azimuth_deg) - theta[matched])
-    nees = (distance_m * np.cos(angle) / sigma_x[matched]) ** 2 + (distance_m * np.sin(angle) / sigma_y[matched]) ** 2
-    count = len(nees)
-    if count == 0:
-        return Score(fixes=total, no_fix=total - len(rows), unmatched=len(rows))
-    low, high = chi2.ppf([0.025, 0.975], 2 * count) / count
+    azimuth = np.radians(np.array(azimuth_deg))
+    offset_m = distance_m[:, None] * np.stack([np.sin(azimuth), np.cos(azimuth)], axis=-1)
+    uncertainty = np.stack([sigma_x, sigma_y, theta], axis=-1)[matched]
+    found = accuracy(distance_m, squared_mahalanobis(offset_m, covariance_of(uncertainty)))
+    no_fix, unmatched = total - len(rows), len(rows) - len(distance_m)
+    if found is None or found.containment is None:
+        return Score(fixes=total, no_fix=no_fix, unmatched=unmatched)
     return Score(
         fixes=total,
-        no_fix=total - len(rows),
-        unmatched=len(rows) - count,
-        median_m=float(np.median(distance_m)),
-        p90_m=float(np.percentile(distance_m, 90)),
-        rmse_m=float(np.sqrt(np.mean(distance_m**2))),
-        containment={key: float(np.mean(nees <= chi2.ppf(p, 2))) for key, p in PROBABILITIES.items()},
-        mean_nees=float(np.mean(nees)),
-        nees_interval=(float(low), float(high)),
+        no_fix=no_fix,
+        unmatched=unmatched,
+        median_m=found.median_m,
+        p90_m=found.p90_m,
+        rmse_m=found.rmse_m,
+        containment={key: item.share for key, item in found.containment.items()},
+        mean_nees=found.mean_nees,
+        nees_interval=found.nees_interval,
     )
 
 

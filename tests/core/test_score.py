@@ -6,7 +6,8 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 from localize_core.errors import ConfigError, SourceError
-from localize_core.score import PROBABILITIES, Track, read_fixes, read_track, score
+from localize_core.evaluation.metrics import PROBABILITIES
+from localize_core.score import Track, read_fixes, read_track, score
 from localize_core.types.fix import Position, Uncertainty
 from localize_core.wire.fix_json import fix_to_json
 from pyproj import Geod
