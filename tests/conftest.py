@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,6 +100,52 @@ def kiwi_wav() -> Callable[..., bytes]:
         return struct.pack("<4sI", b"RIFF", len(body)) + body
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_sigmf() -> Callable[..., Path]:
+    """A writer of SigMF recordings, by the specification and without the library that reads them.
+
+    `samples`: complex, (n,) or (n, channels). `captures`: (first sample, datetime or None, frequency or None) each.
+    `datatype` as `core:datatype` has it. `fields`: global ones to add; None takes one out. Returns the metadata file.
+    """
+
+    def write(
+        path: Path,
+        samples: np.ndarray,
+        *,
+        rate_hz: float = 8000.0,
+        captures: Sequence[tuple[int, str | None, float | None]] = ((0, None, None),),
+        datatype: str = "cf32_le",
+        fields: Mapping[str, Any] | None = None,
+    ) -> Path:
+        name, _, order = datatype.partition("_")
+        kind = np.dtype(f"{'>' if order == 'be' else '<'}{name[1]}{int(name[2:]) // 8}")
+        parts = np.stack([samples.real, samples.imag], axis=-1)
+        if name[1] != "f":
+            half = 2.0 ** (int(name[2:]) - 1)
+            parts = np.clip(np.round(parts * half), -half, half - 1.0) + (half if name[1] == "u" else 0.0)
+        path.with_suffix(".sigmf-data").write_bytes(parts.astype(kind).tobytes())
+        about = {
+            "core:datatype": datatype,
+            "core:version": "1.2.0",
+            "core:sample_rate": rate_hz,
+            "core:num_channels": samples.shape[1] if samples.ndim == 2 else 1,
+        } | dict(fields or {})
+        listed = [
+            {"core:sample_start": first, "core:datetime": time, "core:frequency": frequency_hz}
+            for first, time, frequency_hz in captures
+        ]
+        metadata = {
+            "global": {key: value for key, value in about.items() if value is not None},
+            "captures": [{key: value for key, value in each.items() if value is not None} for each in listed],
+            "annotations": [],
+        }
+        meta = path.with_suffix(".sigmf-meta")
+        meta.write_text(json.dumps(metadata))
+        return meta
+
+    return write
 
 
 @pytest.fixture(scope="session")

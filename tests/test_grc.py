@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pmt
 import pytest
 import yaml
@@ -54,6 +55,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "kiwi_wav_source": {"path": "recording.wav"},
     "localizer": {"source": STATION},
     "onnx_inference": {"model": MODEL, "time_steps": 8},
+    "sigmf_source": {"path": "recording.sigmf-meta"},
 }
 """What a block needs before it is valid; sample_rate_hz is the flowgraph's samp_rate."""
 
@@ -110,6 +112,7 @@ BAD: dict[str, list[dict[str, Any]]] = {
     ],
     "file_fix_sink": [{"path": ""}, {"max_bytes": 0}, {"max_files": 0}],
     "kiwi_wav_source": [{"path": ""}, {"frequency_hz": float("inf")}],
+    "sigmf_source": [{"path": ""}, {"channel": -1}, {"frequency_hz": float("inf")}],
     "scene_source": [
         {"receivers": []},
         {"receivers": [("north", 91.0, 7.0)]},
@@ -279,7 +282,7 @@ def test_parameters_and_defaults_are_the_blocks_own(file: Path, platform: Platfo
 
 
 @by_name(DEFINITIONS)
-def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: Path) -> None:
+def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: Path, write_sigmf: Any) -> None:
     """Drawn and real ports are as many, as wide and called alike, with other than default numbers too."""
     name = block_of(file).__name__
     settings: dict[str, list[dict[str, Any]]] = {
@@ -292,6 +295,8 @@ def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: 
         "zmq_fix_sink": [{}],
         "file_fix_sink": [{"path": str(tmp_path / "fixes.jsonl")}],
     }
+    if name == "sigmf_source":
+        settings[name] = [{"path": str(write_sigmf(tmp_path / "a", np.zeros((9, 2), complex))), "channel": 1}]
     if name == "kiwi_wav_source":
         folder = Path(os.environ.get("GR_LOCALIZE_DATA", ROOT.parent / "shared" / "data"))
         recordings = sorted(folder.rglob("*_iq.wav"))

@@ -15,7 +15,7 @@ import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from localize_core.errors import ConfigError, LocalizeError
-from localize_core.station.config import KiwiWavSource, Station
+from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.types.fix import Fix
 
 log = logging.getLogger(__name__)
@@ -109,11 +109,15 @@ class StationGraph(gr.top_block):
             yield from ((scene, port) for port in range(len(station.receiver)))
             return
         for receiver in station.receiver:
-            if not isinstance(receiver.source, KiwiWavSource):
+            origin = receiver.source
+            if isinstance(origin, KiwiWavSource):
+                source = localize.kiwi_wav_source(origin.path, frequency_hz=table.frequency_hz)
+            elif isinstance(origin, SigmfSource):
+                source = localize.sigmf_source(origin.path, origin.channel, frequency_hz=table.frequency_hz)
+            else:
                 raise ConfigError(
                     f"receiver {receiver.name}.source: missing; only a flowgraph can bring the stream itself"
                 )
-            source = localize.kiwi_wav_source(str(receiver.source.path), frequency_hz=table.frequency_hz)
             self.watched.append(source)
             yield source, 0
 
@@ -157,7 +161,7 @@ def run_station(
     """
     stopped = stopped or threading.Event()
     listener = _Listener(on_fix, on_status or (lambda _: None), stopped.set)
-    live = live and station.source_kind != "kiwi-wav"
+    live = live and not station.is_recorded
     graph = StationGraph(station, listener, duration_s=duration_s, live=live)
     ended = threading.Event()
 

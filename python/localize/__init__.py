@@ -7,5 +7,6 @@ from .localizer import localizer
 from .mel_spectrogram import mel_spectrogram
 from .onnx_inference import onnx_inference
 from .scene_source import scene_source
+from .sigmf_source import sigmf_source
 from .time_align import time_align
 from .zmq_fix_sink import zmq_fix_sink

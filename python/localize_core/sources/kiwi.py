@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localize_core.alignment.clock import ClockFit, fit_clock
-from localize_core.errors import ConfigError, SourceError
+from localize_core.errors import SourceError
+from localize_core.sources.recording import Gap
 
 GPS_EPOCH_S = 315_964_800
 """1980-01-06 in UTC seconds since 1970."""
@@ -33,14 +33,6 @@ _MAX_RATE_ERROR = 5e-4
 _MIN_AGREEMENT = 0.1
 _TOLERANCES_S = (20e-6, 100e-6, 500e-6, 2e-3)
 _MOST = 0.8
-
-
-@dataclass(frozen=True)
-class Gap:
-    """`missing` samples were lost before sample `index` of the recording."""
-
-    index: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -72,9 +64,21 @@ class KiwiRecording:
         return self.start_time is not None
 
     @property
+    def tunings(self) -> tuple[tuple[int, float], ...]:
+        """The frequency that the file's name says, from sample 0 on."""
+        return () if self.frequency_hz is None else ((0, self.frequency_hz),)
+
+    @property
     def duration_s(self) -> float:
         """From the first sample to just after the last, gaps included."""
         return (len(self.samples) + sum(gap.missing for gap in self.gaps)) / self.sample_rate_hz
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def read(self, first: int, count: int) -> NDArray[np.complex64]:
+        """Samples [first, first + count), fewer at the end."""
+        return self.samples[first : first + count]
 
     def position(self, index: int) -> int:
         """Place of sample `index` in a stream without gaps, samples."""
@@ -165,31 +169,6 @@ def read_kiwi_wav(path: str | Path, *, max_fix_age_s: int = 120) -> KiwiRecordin
         gaps=gaps,
         frequency_hz=frequency_hz,
     )
-
-
-def common_span(recordings: Sequence[KiwiRecording]) -> tuple[tuple[int, float], float]:
-    """Start time and duration (seconds) of what all recordings share.
-
-    Raises ConfigError where there is no recording, one has no valid time, or they do not overlap.
-    """
-    starts = []
-    for recording in recordings:
-        if recording.start_time is None:
-            raise ConfigError(f"{recording.path}: its time stamps are not valid, so it shares no time with others")
-        starts.append(recording.start_time)
-    if not starts:
-        raise ConfigError("no recordings, so no common time")
-    start = max(starts)
-    # Relative to the latest start's whole second: seconds since 1970 would cost the fraction its nanoseconds.
-    ends_s = [
-        seconds - start[0] + fraction + recording.duration_s
-        for (seconds, fraction), recording in zip(starts, recordings, strict=True)
-    ]
-    duration_s = min(ends_s) - start[1]
-    if duration_s <= 0.0:
-        first, last = recordings[ends_s.index(min(ends_s))], recordings[starts.index(start)]
-        raise ConfigError(f"{last.path} starts after {first.path} has ended")
-    return start, duration_s
 
 
 def _parse(path: Path, content: bytes) -> tuple[float, NDArray[np.complex64], _Stamps, int]:

@@ -29,13 +29,21 @@ class KiwiWavSource(_Table):
     path: Path = Field(description="WAV file, relative to the station file")
 
 
+class SigmfSource(_Table):
+    """A SigMF recording, whose captures say when it was made."""
+
+    kind: Literal["sigmf"]
+    path: Path = Field(description="either file of the recording, or an archive, relative to the station file")
+    channel: int = Field(0, ge=0, description="which of the recording's interleaved streams")
+
+
 class SceneSource(_Table):
     """A simulated receiver; the emitter is described once in the `[scene]` table."""
 
     kind: Literal["scene"]
 
 
-Source = Annotated[KiwiWavSource | SceneSource, Field(discriminator="kind")]
+Source = Annotated[KiwiWavSource | SigmfSource | SceneSource, Field(discriminator="kind")]
 
 
 class ReceiverTable(_Table):
@@ -212,6 +220,11 @@ class Station(_Table):
         return "none" if source is None else source.kind
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the receivers' IQ comes from recordings."""
+        return self.source_kind in ("kiwi-wav", "sigmf")
+
+    @property
     def played_scene(self) -> SceneConfig | None:
         """The scene that the receivers hear; None where they hear something else, whatever the file still holds."""
         return self.scene if self.source_kind == "scene" else None
@@ -221,7 +234,7 @@ class Station(_Table):
         """Whether arrival times compare between receivers."""
         if self.station.common_clock is not None:
             return self.station.common_clock
-        return self.source_kind != "none"  # GNSS stamps, or the scene's own clock; of others nothing is known
+        return self.source_kind != "none"  # stamps of recordings, or the scene's own clock; of others nothing is known
 
 
 def _describe(error: ValidationError, data: dict[str, Any]) -> str:
@@ -272,7 +285,11 @@ _TABLES: dict[str, type[BaseModel]] = {
     "metrics": _Table,
     "scene": SceneConfig,
 }
-_SOURCE_TABLES: dict[str, type[BaseModel]] = {"kiwi-wav": KiwiWavSource, "scene": SceneSource}
+_SOURCE_TABLES: dict[str, type[BaseModel]] = {
+    "kiwi-wav": KiwiWavSource,
+    "sigmf": SigmfSource,
+    "scene": SceneSource,
+}
 
 
 def parse_station(text: str, *, folder: Path, name: str = "station file") -> Station:
@@ -296,7 +313,7 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
         receiver.model_copy(
             update={"source": receiver.source.model_copy(update={"path": folder / receiver.source.path})}
         )
-        if isinstance(receiver.source, KiwiWavSource)
+        if isinstance(receiver.source, KiwiWavSource | SigmfSource)
         else receiver
         for receiver in station.receiver
     ]

@@ -19,8 +19,10 @@ from localize_core.model.compiled.compile import MIN_TIME_STEPS
 from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
 from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
 from localize_core.model.contract import Contract, Receiver
-from localize_core.sources.kiwi import KiwiRecording, common_span, read_kiwi_wav
-from localize_core.station.config import KiwiWavSource, Station
+from localize_core.sources.kiwi import read_kiwi_wav
+from localize_core.sources.recording import Recording, common_span
+from localize_core.sources.sigmf import read_sigmf
+from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 
 DEFAULT_ROWS = 128
 MAX_ROWS = 2048
@@ -30,9 +32,9 @@ LONGEST_RECORDING_S = 120.0
 FRAMES_AIMED_AT = 32
 SMALLEST_FFT = 256
 LARGEST_FFT = 16384
-CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0, "none": 100.0}
-"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks; a flowgraph's
-own receivers that share a clock are taken for disciplined by GNSS."""
+CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "sigmf": 100.0, "scene": 5.0, "none": 100.0}
+"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks; receivers of
+SigMF recordings, and a flowgraph's own ones that share a clock, are taken for disciplined by GNSS."""
 MAX_FILL_S = 0.5
 """Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
@@ -66,7 +68,7 @@ def plan_station(station: Station) -> Plan:
             "features.channels: cross_correlation needs receivers on a common clock; set station.common_clock = true "
             "if they have one, or use log_mel alone"
         )
-    recordings = _recordings(station)
+    recordings = read_recordings(station)
     if recordings and "cross_correlation" in channels and sum(r.time_valid for r in recordings) < 2:
         raise ConfigError(
             "features.channels: cross_correlation needs recordings with valid time stamps, fewer than two have them"
@@ -161,7 +163,7 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
                 f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
             )
     _check_features(station, contract)
-    recordings = _recordings(station)
+    recordings = read_recordings(station)
     window_s = _window_s(station, recordings)
     time_steps, window_hop = _frames(station, window_s, recordings, n_fft=contract.n_fft, hop=contract.hop)
     fixed = contract.time_steps
@@ -198,10 +200,18 @@ def _check_features(station: Station, contract: Contract) -> None:
             raise ConfigError(f"features.{key}={value!r}: the model {contract.name} was made for {found[key]!r}")
 
 
-def _recordings(station: Station) -> list[KiwiRecording]:
-    """The recordings of a station, empty for other kinds of source."""
+def read_recordings(station: Station) -> list[Recording]:
+    """The recordings of a station in the order of its receivers, empty for other kinds of source.
+
+    Raises SourceError for unreadable ones, ConfigError for one whose rate is not the station's.
+    """
     rate_hz = station.station.sample_rate_hz
-    found = [read_kiwi_wav(r.source.path) for r in station.receiver if isinstance(r.source, KiwiWavSource)]
+    found: list[Recording] = []
+    for receiver in station.receiver:
+        if isinstance(receiver.source, KiwiWavSource):
+            found.append(read_kiwi_wav(receiver.source.path))
+        elif isinstance(receiver.source, SigmfSource):
+            found.append(read_sigmf(receiver.source.path, channel=receiver.source.channel))
     for recording in found:
         if abs(recording.sample_rate_hz / rate_hz - 1.0) > MAX_RATE_ERROR:
             raise ConfigError(
@@ -211,7 +221,7 @@ def _recordings(station: Station) -> list[KiwiRecording]:
     return found
 
 
-def _window_s(station: Station, recordings: list[KiwiRecording]) -> float:
+def _window_s(station: Station, recordings: list[Recording]) -> float:
     """Span of a window: as the station says, or the default for its kind of source."""
     told = station.features.window_s
     if not recordings:
@@ -224,7 +234,7 @@ def _window_s(station: Station, recordings: list[KiwiRecording]) -> float:
     return told
 
 
-def _usable_span_s(recordings: list[KiwiRecording]) -> float:
+def _usable_span_s(recordings: list[Recording]) -> float:
     """How much time the recordings share, without what is skipped because one of them has lost it.
 
     A recording without valid time stands beside the others from their common start on.
@@ -237,9 +247,7 @@ def _usable_span_s(recordings: list[KiwiRecording]) -> float:
     return max(min([shared_s - skipped_s, *untimed_s]), 0.0)
 
 
-def _frames(
-    station: Station, window_s: float, recordings: list[KiwiRecording], *, n_fft: int, hop: int
-) -> tuple[int, int]:
+def _frames(station: Station, window_s: float, recordings: list[Recording], *, n_fft: int, hop: int) -> tuple[int, int]:
     """Frames that fit into a window (0 if none does), and from one window's start to the next."""
     rate_hz = station.station.sample_rate_hz
     time_steps = math.floor((window_s * rate_hz - n_fft) / hop) + 1
@@ -275,7 +283,7 @@ def _path(station: Station) -> PathDelay:
     return path_delay(station.station.frequency_hz)
 
 
-def _clock_sigma_ns(station: Station, recordings: list[KiwiRecording], index: int) -> float:
+def _clock_sigma_ns(station: Station, recordings: list[Recording], index: int) -> float:
     sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
     if recordings:
         # Two digits, so that recordings of one station share a compiled model.

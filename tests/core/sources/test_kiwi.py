@@ -12,7 +12,8 @@ import pytest
 from localize_core.alignment.aligner import Aligner
 from localize_core.alignment.timeline import TimeTag
 from localize_core.errors import ConfigError, SourceError
-from localize_core.sources.kiwi import Gap, common_span, read_kiwi_wav
+from localize_core.sources.kiwi import read_kiwi_wav
+from localize_core.sources.recording import Gap, common_span
 from pyproj import Geod
 
 RATE = 12001.0862

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +217,21 @@ def test_an_unknown_key_of_a_source():
 
 
 def test_an_unknown_kind_of_source():
-    with pytest.raises(ConfigError, match=r"receiver north\.source.*'kiwi-wav', 'scene'"):
+    with pytest.raises(ConfigError, match=r"receiver north\.source.*'kiwi-wav', 'sigmf', 'scene'"):
         parse(MINIMAL.replace('kind = "scene"', 'kind = "crystal"', 1))
+
+
+def test_a_sigmf_source():
+    text = MINIMAL.replace('{ kind = "scene" }', '{ kind = "sigmf", path = "a.sigmf-meta", channel = 1 }')
+    station = parse(text)
+    assert (station.source_kind, station.is_recorded, station.has_common_clock) == ("sigmf", True, True)
+    assert station.receiver[0].source.path == Path("/somewhere/a.sigmf-meta")
+    assert station.receiver[0].source.channel == 1
+    for wrong in ("channel = -1", "channel = 0.5", "path = 5"):
+        with pytest.raises(ConfigError, match=rf"receiver north\.source\.sigmf\.{wrong.split()[0]}"):
+            parse(re.sub(rf"{wrong.split()[0]} = [^,}}]*", wrong, text))
+    with pytest.raises(ConfigError, match=r"unknown key, did you mean channel\?; allowed: channel, kind, path"):
+        parse(text.replace("channel", "chanel"))
 
 
 def test_an_unknown_key_hints_at_the_one_that_was_meant():

@@ -300,6 +300,63 @@ def test_recordings_without_valid_stamps(tmp_path, recording):
     assert levels.time_steps >= MIN_TIME_STEPS
 
 
+@pytest.fixture
+def sigmf_of(tmp_path, write_sigmf):
+    """Writes recording r{k}.sigmf-meta of 10 s that begins `start` after the minute; None for no time."""
+
+    def write(k: int, start: str | None = "00.000000", **options: Any) -> None:
+        rng = np.random.default_rng(k)
+        samples = 0.1 * (rng.standard_normal(120_000) + 1j * rng.standard_normal(120_000))
+        time = None if start is None else f"2026-01-02T03:04:{start}Z"
+        write_sigmf(tmp_path / f"r{k}", samples, **{"rate_hz": 12e3, "captures": [(0, time, 77.5e3)]} | options)
+
+    return write
+
+
+def sigmf_recorded(folder: Path, **changes: Any) -> Station:
+    table = {"sample_rate_hz": 12e3, "frequency_hz": 77.5e3} | changes.pop("station", {})
+    source = 'kind = "sigmf", path = "r{}.sigmf-meta"'
+    return station_of(folder=folder, source=source, station=table, **changes)
+
+
+def test_sigmf_recordings_are_planned_as_others_are(tmp_path, sigmf_of):
+    for k, start in enumerate(("00.000000", "01.500000", "00.500000")):
+        sigmf_of(k, start)
+    plan = plan_station(sigmf_recorded(tmp_path))
+    hop_s = plan.spec.timing.config.hop / 12e3
+    assert 8.5 - 3.0 * hop_s < span_s(plan) < 8.5
+    with pytest.raises(ConfigError, match=r"features\.window_s=9: the recordings share only 8\.5 s"):
+        plan_station(sigmf_recorded(tmp_path, features={"window_s": 9.0}))
+
+
+@pytest.mark.parametrize(("digits", "error_ns"), [(9, 0.29), (7, 28.9), (6, 288.7)])
+def test_a_clock_is_as_exact_as_its_times_are_written(tmp_path, sigmf_of, digits, error_ns):
+    for k in range(3):
+        sigmf_of(k, "00." + "0" * digits)
+    sigma_ns = np.array(plan_station(sigmf_recorded(tmp_path)).spec.timing.receiver_sigma_m) / SPEED_OF_LIGHT_MPS * 1e9
+    clock_ns = math.hypot(100.0, error_ns)
+    assert sigma_ns == pytest.approx(math.hypot(clock_ns, 0.003 / 12e3 * 1e9), rel=0.02)
+
+
+def test_sigmf_recordings_without_time(tmp_path, sigmf_of):
+    for k in range(3):
+        sigmf_of(k, None)
+    with pytest.raises(ConfigError, match="recordings with valid time stamps, fewer than two have them"):
+        plan_station(sigmf_recorded(tmp_path))
+    assert plan_station(sigmf_recorded(tmp_path, station={"common_clock": False})).time_steps >= MIN_TIME_STEPS
+
+
+def test_sigmf_recordings_at_another_rate_or_time(tmp_path, sigmf_of):
+    for k in range(3):
+        sigmf_of(k)
+    sigmf_of(1, rate_hz=48e3)
+    with pytest.raises(ConfigError, match=r"station\.sample_rate_hz=12000: .*r1\.sigmf-meta has 48000"):
+        plan_station(sigmf_recorded(tmp_path))
+    sigmf_of(1, "30.000000")
+    with pytest.raises(ConfigError, match=r"r1\.sigmf-meta starts after .*r0\.sigmf-meta has ended"):
+        plan_station(sigmf_recorded(tmp_path))
+
+
 # models from elsewhere
 
 
