@@ -23,6 +23,7 @@ from localize_core.model.contract import Contract
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.types.fix import Alignment, Fix
+from localize_core.types.time import shift_time
 
 from . import tags
 from .guard import guarded
@@ -217,7 +218,7 @@ class onnx_inference(gr.sync_block):
         timed = self._times.at(first, last)
         if timed is not None:
             frame, (seconds, fraction) = timed
-            start = tags.shift_time(seconds, fraction, (first - frame) * hop_s)
+            start = shift_time(seconds, fraction, (first - frame) * hop_s)
         else:
             now = time.time() - self._steps * hop_s
             start = (int(now), now % 1.0)

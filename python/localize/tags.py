@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import pmt
 from localize_core.types.fix import Alignment
+from localize_core.types.time import shift_time
 
 RX_TIME = pmt.intern("rx_time")
 RX_RATE = pmt.intern("rx_rate")
@@ -46,15 +47,6 @@ def time_from_pmt(value: Any) -> tuple[int, float] | None:
         return None
     whole, rest = int(pmt.to_python(seconds)), float(pmt.to_double(fraction))
     return (whole, rest) if 0 <= whole < END_OF_TIME_S and 0.0 <= rest < 1.0 else None
-
-
-def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, float]:
-    """The time `offset_s` later, not before (0, 0.0): tags hold no negative time."""
-    carry, rest = divmod(fraction + offset_s, 1.0)
-    if rest >= 1.0:  # rounding: a hair below a whole second
-        carry, rest = carry + 1.0, 0.0
-    seconds += int(carry)
-    return (seconds, rest) if seconds >= 0 else (0, 0.0)
 
 
 def _dictionary(value: Any) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 
 import numpy as np
 
-from localize_core.engine.windows import Window
+from localize_core.engine.masking import ChannelMask
+from localize_core.engine.windows import Window, window_centre
 from localize_core.errors import ConfigError, EngineError
 from localize_core.features.quality import SampleFlag
 from localize_core.geodesy import LocalFrame
@@ -17,7 +17,6 @@ from localize_core.model.contract import Contract
 from localize_core.model.onnx_model import ModelOutput, OnnxModel
 from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 HORIZON_M = 6_000e3
 """From a frame's origin: farther out, its plane no longer lies over the Earth."""
 
@@ -54,24 +53,20 @@ class Locator:
         self.model = model
         self.min_confidence = min_confidence
         self.probability = probability
-        names = [receiver.name for receiver in model.contract.receivers]
-        self._members = [[names.index(name) for name in channel.receivers] for channel in model.contract.channels]
+        self._mask = ChannelMask(model.contract)
 
     def locate(self, window: Window, context: WindowContext) -> Fix:
         """Never raises on data: what cannot be answered is a fix without position that names its reason."""
         contract = self.model.contract
-        finite = np.isfinite(window.features).all(axis=(1, 2))
-        sound = finite & self._sound_channels(window)
-        usable = np.zeros(len(contract.receivers), bool)
-        for members, fine in zip(self._members, sound, strict=True):
-            usable[members] |= fine
+        sound = self._mask.sound(window)
+        usable = self._mask.usable(sound)
         reason = None
         if int(usable.sum()) < contract.min_receivers:
-            reason = _refusal(window, bool(finite.all()))
+            reason = _refusal(window)
         output: ModelOutput | None = None
         began = time.perf_counter()
         if reason is None:
-            features = contract.normalisation.apply(self._masked(window.features, sound))
+            features = contract.normalisation.apply(self._mask.apply(window.features, sound))
             try:
                 output = self.model.run(features[None])
             except EngineError:
@@ -99,7 +94,7 @@ class Locator:
             station=context.station,
             stream=context.stream,
             sequence=context.sequence,
-            timestamp=self._centre(context.start, duration_s),
+            timestamp=window_centre(context.start, window.features.shape[2], contract),
             time_source=context.time_source,
             status="ok" if reason is None else "no_fix",
             reason=reason,
@@ -116,32 +111,6 @@ class Locator:
             latency_ms=(time.monotonic() - context.completed_s) * 1e3,
             dropped_windows=context.dropped,
         )
-
-    def _sound_channels(self, window: Window) -> np.ndarray:
-        """Which channels come from samples that mean something, (channels,) bool.
-
-        A correlation needs receivers on one time grid. Where no receiver has time, they stand as they were delivered.
-        """
-        unaligned = np.array([bool(flag & SampleFlag.UNALIGNED) for flag in window.flags])
-        timeless = np.zeros_like(unaligned) if unaligned.all() else unaligned
-        return np.array(
-            [
-                not window.unusable[members].any()
-                and not (channel.feature == "cross_correlation" and timeless[members].any())
-                for channel, members in zip(self.model.contract.channels, self._members, strict=True)
-            ]
-        )
-
-    def _masked(self, features: np.ndarray, sound: np.ndarray) -> np.ndarray:
-        """Features with the other channels emptied: no correlation, and power at its floor."""
-        if sound.all():
-            return features
-        masked = features.copy()
-        mel = self.model.contract.mel_config
-        for index in np.flatnonzero(~sound):
-            is_mel = self.model.contract.channels[index].feature == "log_mel"
-            masked[index] = math.log(mel.log_offset) if is_mel and mel is not None else 0.0
-        return masked
 
     def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty] | None:
         """Place and ellipse on the ground, None where the model's answer is no place on Earth."""
@@ -167,23 +136,18 @@ class Locator:
             math.sqrt(values[1]), math.sqrt(minor), _half_turn(major), self.probability
         )
 
-    def _centre(self, start: tuple[int, float], duration_s: float) -> datetime:
-        contract = self.model.contract
-        overhang_s = (contract.n_fft - contract.hop) / contract.sample_rate_hz
-        return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + (duration_s - overhang_s) / 2.0) * 1e6)
-
 
 def _half_turn(angle_deg: float) -> float:
     """The same axis in (-90, 90] degrees."""
     return 90.0 - (90.0 - angle_deg) % 180.0
 
 
-def _refusal(window: Window, finite: bool) -> str:
+def _refusal(window: Window) -> str:
     """Why too few receivers are left."""
     if window.unusable.all() and all(flag & SampleFlag.SILENT for flag in window.flags):
         return "silence"
     invalid = (flag & SampleFlag.INVALID and lost for flag, lost in zip(window.flags, window.unusable, strict=True))
-    return "invalid_samples" if not finite or any(invalid) else "too_few_receivers"
+    return "invalid_samples" if any(invalid) or not np.isfinite(window.features).all() else "too_few_receivers"
 
 
 def _reports(window: Window, usable: np.ndarray, contract: Contract) -> tuple[ReceiverReport, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 
 from localize_core.errors import ConfigError
 from localize_core.features.quality import SampleFlag
+from localize_core.model.contract import Contract
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,13 @@ class WindowAssembler:
         for array in (self._features, self._level_db, self._flags):
             array[:kept] = array[self.time_steps - kept :].copy()
         self._held = kept
+
+
+def window_centre(start: tuple[int, float], time_steps: int, contract: Contract) -> datetime:
+    """Middle of all samples that a window of `time_steps` frames has seen.
+
+    `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest; frames reach before it.
+    """
+    overhang = contract.n_fft - contract.hop
+    half_s = (time_steps * contract.hop - overhang) / 2.0 / contract.sample_rate_hz
+    return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + half_s) * 1e6)
