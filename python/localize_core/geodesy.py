@@ -86,6 +86,12 @@ class LocalFrame:
         longitude, latitude, _ = _transform(xyz[..., 0], xyz[..., 1], xyz[..., 2], inverse=True)
         return latitude, longitude
 
+    def to_geodetic(self, enu_m: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Latitude and longitude in degrees and altitude in metres of points (..., 3): the way back of `to_enu_m`."""
+        xyz = self.origin_ecef_m + np.asarray(enu_m, float) @ self.axes
+        longitude, latitude, altitude_m = _transform(xyz[..., 0], xyz[..., 1], xyz[..., 2], inverse=True)
+        return latitude, longitude, altitude_m
+
     def covariance_at(self, east_north_m: np.ndarray, covariance_m2: np.ndarray) -> np.ndarray:
         """Turn a covariance of plane coordinates at a point into one of local (east, north) at that place.
 

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from localize_core.errors import ConfigError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.simulation.blocks import Purpose, gather, generator
+from localize_core.simulation.place import Placed
 from localize_core.simulation.track import Floats, Track, distance_m
 from localize_core.simulation.waveforms import Samples, WaveformName, waveform
 
@@ -104,28 +105,6 @@ class SceneConfig(BaseModel):
                 f"scene.{'.'.join(map(str, item['loc']))}={item['input']!r}: {item['msg']}" for item in error.errors()
             )
             raise ConfigError("; ".join(problems)) from error
-
-
-class Placed(Protocol):
-    """A receiver, as far as a scene is concerned. Degrees on WGS84, metres."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def latitude(self) -> float: ...
-    @property
-    def longitude(self) -> float: ...
-    @property
-    def altitude_m(self) -> float: ...
-
-
-class Place(NamedTuple):
-    """A named place; the plainest thing that is `Placed`."""
-
-    name: str
-    latitude: float
-    longitude: float
-    altitude_m: float = 0.0
 
 
 class Scene:

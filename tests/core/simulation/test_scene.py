@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError
-from localize_core.simulation.scene import Place, Scene, SceneConfig, ShadowingField
+from localize_core.simulation.place import Place
+from localize_core.simulation.scene import Scene, SceneConfig, ShadowingField
 from localize_core.simulation.waveforms import waveform
 from pyproj import Transformer
 
