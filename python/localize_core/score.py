@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -133,31 +133,43 @@ def read_fixes(path: Path) -> Iterator[Fix]:
                 raise SourceError(f"{path}, line {number}: {error}") from error
 
 
+def read_rows(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file that has `columns`, each with the file and line it stands in.
+
+    Raises SourceError naming them where the file cannot be read or a column is missing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = {*columns} - set(rows.fieldnames or ())
+            if missing:
+                raise SourceError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
+            for row in rows:
+                yield f"{path}, line {rows.line_num}", {key: row[key] or "" for key in rows.fieldnames or ()}
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path}: not a text file with columns: {error}") from error
+
+
 def read_track(path: Path) -> Track:
     """A track from CSV with columns `timestamp` (ISO 8601, UTC unless it says otherwise, or Unix seconds),
     `latitude` and `longitude`; others are ignored. Raises SourceError naming file and line.
     """
     points = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = {"timestamp", "latitude", "longitude"} - set(rows.fieldnames or ())
-            if missing:
-                raise SourceError(f"{path}, line 1: no column {', '.join(sorted(missing))}")
-            for row in rows:
-                try:
-                    points.append((_seconds(row["timestamp"]), float(row["latitude"]), float(row["longitude"])))
-                except (TypeError, ValueError) as error:
-                    raise SourceError(f"{path}, line {rows.line_num}: {error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: not a text file with columns: {error}") from error
+    for place, row in read_rows(path, ("timestamp", "latitude", "longitude")):
+        try:
+            points.append((unix_seconds(row["timestamp"]), float(row["latitude"]), float(row["longitude"])))
+        except ValueError as error:
+            raise SourceError(f"{place}: {error}") from error
     try:
         return Track(*np.array(points, float).reshape(-1, 3).T)
     except ConfigError as error:
         raise SourceError(f"{path}: {error}") from error
 
 
-def _seconds(text: str) -> float:
+def unix_seconds(text: str) -> float:
+    """A time in ISO 8601, UTC unless it says otherwise, or in seconds since 1970. Raises ValueError for others."""
     try:
         return float(text)
     except ValueError:
