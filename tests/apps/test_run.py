@@ -20,9 +20,11 @@ from localize_apps.main import main
 from localize_apps.runner import run_station
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError, PublishError
+from localize_core.geodesy import GEOD
+from localize_core.resources import shared_file
 from localize_core.simulation.scene import Scene
 from localize_core.sinks.file_sink import FileFixSink
-from localize_core.station.config import Station, load_station
+from localize_core.station.config import Station, load_station, parse_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_from_json
 
@@ -340,3 +342,52 @@ def test_recordings_of_another_folder(recordings, capsys):
         os.rename(recordings / name, elsewhere / name)
     assert main(["run", "kiwi.toml", "--json", "--recordings", "elsewhere"]) == 0
     assert "no_emitter" in capsys.readouterr().out
+
+
+@pytest.fixture
+def sigmf_station(folder, write_sigmf) -> Station:
+    """The four receivers of the example as the channels of one SigMF recording, 1 s; returns the simulated station."""
+    text = Path(shared_file("examples/four_receivers.toml")).read_text(encoding="utf-8")
+    station = parse_station(text, folder=folder)
+    assert station.scene is not None
+    scene = Scene(station.scene, station.receiver, sample_rate_hz=100e3, frequency_hz=433.92e6)
+    captures = [(0, "2026-01-01T00:00:00.000Z", 433.92e6)]
+    write_sigmf(folder / "four", scene.samples(0, 100_000).T, rate_hz=100e3, captures=captures)
+    sources = (f'source = {{ kind = "sigmf", path = "four.sigmf-data", channel = {k} }}' for k in range(4))
+    text = re.sub(r'source = \{ kind = "scene" \}', lambda _: next(sources), text)
+    (folder / "sigmf.toml").write_text(text[: text.index("[scene]")])
+    return station
+
+
+def test_channels_of_a_sigmf_recording(sigmf_station, capsys):
+    assert main(["run", "sigmf.toml", "--json"]) == 0
+    fixes = [fix_from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(fixes) >= 3
+    scene = Scene(sigmf_station.scene, sigmf_station.receiver, sample_rate_hz=100e3, frequency_hz=433.92e6)
+    for fix in fixes:
+        assert (fix.status, fix.time_source, fix.frequency_hz) == ("ok", "rx_time", 433.92e6)
+        latitude, longitude = scene.truth(fix.timestamp.timestamp())
+        error_m = GEOD.inv(fix.position.longitude, fix.position.latitude, longitude, latitude)[2]
+        assert error_m < fix.uncertainty.semi_major_m < 500.0
+
+
+def test_channels_of_a_sigmf_recording_without_a_time(sigmf_station, folder, capsys):
+    meta = folder / "four.sigmf-meta"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"captures": [{"core:sample_start": 0}]}))
+    assert main(["run", "sigmf.toml", "--json"]) == 0
+    fixes = [fix_from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(fixes) >= 3
+    for fix in fixes:
+        assert (fix.status, fix.time_source) == ("ok", "host")
+        (latitude, longitude), *_ = sigmf_station.scene.track
+        error_m = GEOD.inv(fix.position.longitude, fix.position.latitude, longitude, latitude)[2]
+        assert error_m < fix.uncertainty.semi_major_m + 14.0  # m, driven in the recording's second
+
+
+def test_a_broken_sigmf_recording(sigmf_station, folder, capsys):
+    data = folder / "four.sigmf-data"
+    data.write_bytes(data.read_bytes()[:-1])
+    errors = refused(capsys, ["sigmf.toml"])
+    assert errors == f"gr-localize: {data}: cut off, its data are no whole number of samples of all channels\n"
+    data.unlink()
+    assert "four.sigmf-data: cannot be read: No such file" in refused(capsys, ["sigmf.toml"])

@@ -26,6 +26,8 @@ SUFFIXES = (".sigmf-meta", ".sigmf-data", ".sigmf", ".sigmf.gz", ".sigmf.xz", ".
 CHECKED_BYTES = 64 << 20
 """Up to this much data is held against its checksum when it is opened: a fraction of a second."""
 
+CUT_OFF = "cut off, its data are no whole number of samples of all channels"
+
 _DATATYPE = re.compile(r"c([fiu](32|16)|f64)_[lb]e|c[iu]8(_[lb]e)?")
 _DATATYPES = "cf32, cf64, ci16, ci32, cu16, cu32, each with _le or _be, ci8, cu8"
 _DATETIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?")
@@ -153,6 +155,10 @@ def _open(path: Path) -> Any:
             warnings.simplefilter("ignore")  # what it warns of is checked here
             file = sigmf.fromfile(path, skip_checksum=True)
             datatype = file.get_global_info().get("core:datatype")
+    except ValueError as error:
+        if "reshape" in str(error):  # by channels and by I and Q, when the data are mapped
+            raise SourceError(f"{path}: {CUT_OFF}") from error
+        raise SourceError(f"{path}: no readable SigMF recording: {_first_line(error)}") from error
     except Exception as error:  # the library lets a dozen unrelated types through: the file is no good
         raise SourceError(f"{path}: no readable SigMF recording: {_first_line(error)}") from error
     if not isinstance(datatype, str) or not _DATATYPE.fullmatch(datatype):
@@ -172,9 +178,8 @@ def _check_data(path: Path, file: Any) -> None:
     size = file.data_size_bytes  # known of archives
     if size is None:
         size = file.data_file.stat().st_size
-    left = size % (file.get_sample_size() * file.num_channels)
-    if left:
-        raise SourceError(f"{path}: cut off, its data end with {left} bytes of a sample")
+    if size % (file.get_sample_size() * file.num_channels):
+        raise SourceError(f"{path}: {CUT_OFF}")
     if file.sample_count == 0:
         raise SourceError(f"{path}: no samples")
     told = file.get_global_info().get("core:sha512")

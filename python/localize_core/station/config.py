@@ -209,6 +209,9 @@ class Station(_Table):
         kinds = {"none" if receiver.source is None else receiver.source.kind for receiver in self.receiver}
         if len(kinds) > 1:
             raise ValueError(f"all receivers of a station need one kind of source, found {sorted(kinds)}")
+        channels = [r.source for r in self.receiver if isinstance(r.source, SigmfSource)]
+        if any(source in channels[:index] for index, source in enumerate(channels)):
+            raise ValueError("two receivers have the same recording and channel as their source")
         if "scene" in kinds and self.scene is None:
             raise ValueError("sources of kind 'scene' need a [scene] table")
         return self

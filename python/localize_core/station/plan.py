@@ -35,6 +35,8 @@ LARGEST_FFT = 16384
 CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "sigmf": 100.0, "scene": 5.0, "none": 100.0}
 """Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks; receivers of
 SigMF recordings, and a flowgraph's own ones that share a clock, are taken for disciplined by GNSS."""
+ONE_CLOCK_SIGMA_NS = 10.0
+"""The same between channels of one recording: what cables and filters differ by."""
 MAX_FILL_S = 0.5
 """Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
@@ -69,7 +71,8 @@ def plan_station(station: Station) -> Plan:
             "if they have one, or use log_mel alone"
         )
     recordings = read_recordings(station)
-    if recordings and "cross_correlation" in channels and sum(r.time_valid for r in recordings) < 2:
+    timed = sum(recording.time_valid for recording in recordings)
+    if recordings and "cross_correlation" in channels and timed < 2 and not _is_one_recording(station):
         raise ConfigError(
             "features.channels: cross_correlation needs recordings with valid time stamps, fewer than two have them"
         )
@@ -283,7 +286,15 @@ def _path(station: Station) -> PathDelay:
     return path_delay(station.station.frequency_hz)
 
 
+def _is_one_recording(station: Station) -> bool:
+    """Whether all receivers are channels of one recording: their samples stand side by side, whatever its times are."""
+    paths = {r.source.path if isinstance(r.source, SigmfSource) else None for r in station.receiver}
+    return len(paths) == 1 and None not in paths
+
+
 def _clock_sigma_ns(station: Station, recordings: list[Recording], index: int) -> float:
+    if _is_one_recording(station):
+        return ONE_CLOCK_SIGMA_NS
     sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
     if recordings:
         # Two digits, so that recordings of one station share a compiled model.

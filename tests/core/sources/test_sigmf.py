@@ -243,11 +243,17 @@ def test_files_that_are_not_what_they_should_be(write_sigmf, tmp_path):
         read_sigmf(tmp_path / "none.sigmf-meta")
     with pytest.raises(SourceError, match=r"iq\.wav: no SigMF recording, whose name ends in \.sigmf-meta"):
         read_sigmf(tmp_path / "iq.wav")
-    meta = write_sigmf(tmp_path / "a", noise(100))
-    data = meta.with_suffix(".sigmf-data")
-    data.write_bytes(data.read_bytes()[:-3])
-    with pytest.raises(SourceError, match="cut off, its data end with 5 bytes of a sample"):
-        read_sigmf(meta)
+    for shape, datatype, cut in (
+        ((100,), "cf32_le", 3),
+        ((100, 3), "cf32_le", 8),
+        ((100,), "ci16_le", 2),
+        ((9,), "cu8", 1),
+    ):
+        meta = write_sigmf(tmp_path / "a", noise(*shape), datatype=datatype)
+        data = meta.with_suffix(".sigmf-data")
+        data.write_bytes(data.read_bytes()[:-cut])
+        with pytest.raises(SourceError, match=r"a\.sigmf-meta: cut off, its data are no whole number of samples"):
+            read_sigmf(meta)
     data.write_bytes(b"")
     with pytest.raises(SourceError, match=r"a\.sigmf-meta"):
         read_sigmf(meta)

@@ -222,7 +222,8 @@ def test_an_unknown_kind_of_source():
 
 
 def test_a_sigmf_source():
-    text = MINIMAL.replace('{ kind = "scene" }', '{ kind = "sigmf", path = "a.sigmf-meta", channel = 1 }')
+    text = MINIMAL.replace('{ kind = "scene" }', '{ kind = "sigmf", path = "a.sigmf-meta", channel = 1 }', 1)
+    text = text.replace('{ kind = "scene" }', '{ kind = "sigmf", path = "a.sigmf-meta" }')
     station = parse(text)
     assert (station.source_kind, station.is_recorded, station.has_common_clock) == ("sigmf", True, True)
     assert station.receiver[0].source.path == Path("/somewhere/a.sigmf-meta")
@@ -230,6 +231,8 @@ def test_a_sigmf_source():
     for wrong in ("channel = -1", "channel = 0.5", "path = 5"):
         with pytest.raises(ConfigError, match=rf"receiver north\.source\.sigmf\.{wrong.split()[0]}"):
             parse(re.sub(rf"{wrong.split()[0]} = [^,}}]*", wrong, text))
+    with pytest.raises(ConfigError, match="two receivers have the same recording and channel"):
+        parse(text.replace(", channel = 1", ""))
     with pytest.raises(ConfigError, match=r"unknown key, did you mean channel\?; allowed: channel, kind, path"):
         parse(text.replace("channel", "chanel"))
 

@@ -346,6 +346,18 @@ def test_sigmf_recordings_without_time(tmp_path, sigmf_of):
     assert plan_station(sigmf_recorded(tmp_path, station={"common_clock": False})).time_steps >= MIN_TIME_STEPS
 
 
+@pytest.mark.parametrize("time", ["2026-01-02T03:04:05.000Z", None])
+def test_channels_of_one_recording_share_their_clock(tmp_path, write_sigmf, time):
+    """However coarsely its time is written, or where it has none."""
+    noise = np.random.default_rng(1).standard_normal((2, 120_000, 3))
+    write_sigmf(tmp_path / "all", noise[0] + 1j * noise[1], rate_hz=12e3, captures=[(0, time, 77.5e3)])
+    table = {"sample_rate_hz": 12e3, "frequency_hz": 77.5e3}
+    source = 'kind = "sigmf", path = "all.sigmf-meta", channel = {}'
+    plan = plan_station(station_of(folder=tmp_path, source=source, station=table))
+    sigma_ns = np.array(plan.spec.timing.receiver_sigma_m) / SPEED_OF_LIGHT_MPS * 1e9
+    assert sigma_ns == pytest.approx(math.hypot(10.0, 0.003 / 12e3 * 1e9))
+
+
 def test_sigmf_recordings_at_another_rate_or_time(tmp_path, sigmf_of):
     for k in range(3):
         sigmf_of(k)
