@@ -134,8 +134,11 @@ class Aligner:
             return [not stream.line.acquired for stream in self._streams]
         return [stream.at(self._grid).waits for stream in self._streams]
 
-    def pull(self, max_samples: int) -> AlignedBlock | None:
-        """The next aligned samples, `max_samples` at most; None where more must come, or all is out (`finished`)."""
+    def pull(self, max_samples: int, *, dry: bool = False) -> AlignedBlock | None:
+        """The next aligned samples, `max_samples` at most; None where more must come, or all is out (`finished`).
+
+        `dry`: everything is as it would be but for the samples, which are zeros: much faster where only times count.
+        """
         for stream in self._streams:
             stream.line.advance(stream.seen, stream.ended)
         if self._grid is None and all(stream.line.acquired for stream in self._streams):
@@ -151,7 +154,7 @@ class Aligner:
                 return None
             lost_until = max((state.until for state in states if state.lost), default=self._grid)
             if lost_until - self._grid <= self._max_fill:
-                return self._emit(self._grid, states, max_samples)
+                return self._emit(self._grid, states, max_samples, dry)
             self._grid, self._marked = lost_until, True
             self._skipped += 1
 
@@ -165,7 +168,7 @@ class Aligner:
                 stream.line.advance(stream.seen, stream.ended)
         return grid
 
-    def _emit(self, grid: int, states: list[_State], max_samples: int) -> AlignedBlock:
+    def _emit(self, grid: int, states: list[_State], max_samples: int, dry: bool) -> AlignedBlock:
         next_mark = (grid // self._mark_every + 1) * self._mark_every
         end = min(next_mark, grid + max_samples, *(state.until for state in states))
         filled = [0] * len(states)
@@ -178,8 +181,13 @@ class Aligner:
         if marked:
             errors_s = [stream.error_s for stream in self._streams if stream.line.timed]
             self.alignment = Alignment(round(max(errors_s) * 1e9, 2) if timed else None, self._filled, self._skipped)
+        if dry:
+            samples = [np.zeros(end - grid, np.complex64)] * len(states)
+        else:
+            pairs = zip(self._streams, states, strict=True)
+            samples = [stream.samples(grid, end - grid, state) for stream, state in pairs]
         block = AlignedBlock(
-            [stream.samples(grid, end - grid, state) for stream, state in zip(self._streams, states, strict=True)],
+            samples,
             self._time(grid) if timed else None,
             tuple(stream.source(grid) for stream in self._streams),
             marked,

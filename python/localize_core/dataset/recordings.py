@@ -250,7 +250,7 @@ class _Labelled:
         contract = self._contract
         times: History[Time] = History()
         count = 0
-        for chunk in _chunks(recordings, contract.sample_rate_hz):
+        for chunk in _chunks(recordings, contract.sample_rate_hz, dry=True):
             for index, time in chunk.times:
                 frame, sample = divmod(count + index, contract.hop)
                 times.add(frame, shift_time(*time, -sample / contract.sample_rate_hz))
@@ -303,10 +303,13 @@ class _Chunk:
     timed: tuple[bool, ...]
 
 
-def _chunks(recordings: list[Recording], sample_rate_hz: float) -> Iterator[_Chunk]:
-    """The recordings on one time grid, as time_align puts them; a single one as it is."""
+def _chunks(recordings: list[Recording], sample_rate_hz: float, *, dry: bool = False) -> Iterator[_Chunk]:
+    """The recordings on one time grid, as time_align puts them; a single one as it is.
+
+    `dry`: for the times alone, which needs no samples: zeros stand for them.
+    """
     if len(recordings) == 1:
-        yield from _alone(recordings[0])
+        yield from _alone(recordings[0], dry)
         return
     aligner = Aligner(len(recordings), sample_rate_hz, max_fill_s=MAX_FILL_S)
     tags = [_tags(recording) for recording in recordings]
@@ -319,7 +322,7 @@ def _chunks(recordings: list[Recording], sample_rate_hz: float) -> Iterator[_Chu
             length=len(recording),
         )
     while True:
-        while (block := aligner.pull(CHUNK)) is not None:
+        while (block := aligner.pull(CHUNK, dry=dry)) is not None:
             times = [(0, block.time)] if block.marked and block.time is not None else []
             yield _Chunk(np.stack(block.samples), times, aligner.timed)
         fed = 0
@@ -327,7 +330,7 @@ def _chunks(recordings: list[Recording], sample_rate_hz: float) -> Iterator[_Chu
             if aligner.finished or not starves:
                 continue
             first = pushed[stream]
-            samples = recordings[stream].read(first, min(CHUNK, aligner.room(stream)))
+            samples = _read(recordings[stream], first, min(CHUNK, aligner.room(stream)), dry)
             end = first + len(samples)
             begin, stop = np.searchsorted([tag.index for tag in tags[stream]], (first, end))
             pushed[stream] += aligner.push(stream, samples, tags[stream][begin:stop])
@@ -336,10 +339,14 @@ def _chunks(recordings: list[Recording], sample_rate_hz: float) -> Iterator[_Chu
             return
 
 
-def _alone(recording: Recording) -> Iterator[_Chunk]:
+def _read(recording: Recording, first: int, count: int, dry: bool) -> NDArray[np.complex64]:
+    return np.zeros(min(count, len(recording) - first), np.complex64) if dry else recording.read(first, count)
+
+
+def _alone(recording: Recording, dry: bool) -> Iterator[_Chunk]:
     stamped = stamped_samples(recording)
     for first in range(0, len(recording), CHUNK):
-        samples = recording.read(first, CHUNK)
+        samples = _read(recording, first, CHUNK, dry)
         begin, stop = np.searchsorted(stamped, (first, first + len(samples)))
         times = [(index - first, recording.time(index)) for index in stamped[begin:stop].tolist()]
         yield _Chunk(samples[None], times, (True,))

@@ -74,7 +74,13 @@ class Result:
 
 
 def run(
-    streams: list[Stream], *, chop=lambda stream: 4096, pull: int = 4096, ends: bool = True, **parameters
+    streams: list[Stream],
+    *,
+    chop=lambda stream: 4096,
+    pull: int = 4096,
+    ends: bool = True,
+    dry: bool = False,
+    **parameters,
 ) -> Result:
     """All that comes out. `time_s` is the time after BASE_S of each output sample, from the blocks' own times."""
     aligner = Aligner(len(streams), RATE, **parameters)
@@ -89,7 +95,7 @@ def run(
             own = [tag for tag in stream.tags if fed[k] <= tag.index < fed[k] + len(part)]
             fed[k] += aligner.push(k, part, own)
         pulled = 0
-        while (block := aligner.pull(pull)) is not None:
+        while (block := aligner.pull(pull, dry=dry)) is not None:
             assert len({len(samples) for samples in block.samples}) == 1
             blocks.append(block)
             pulled += 1
@@ -367,6 +373,14 @@ def test_output_does_not_depend_on_how_the_streams_are_chopped(whole, data, pull
     assert result.filled == whole.filled
     assert set(result.marks) >= set(whole.marks)
     assert result.alignments[-1] == whole.alignments[-1]
+
+
+def test_a_dry_run_is_the_same_without_the_samples(whole):
+    result = run(SCENE, chop=lambda stream: 10**6, pull=10**6, acquire_s=0.7, dry=True)
+    assert not any(samples.any() for samples in result.streams)
+    assert len(result.streams[0]) == len(whole.streams[0])
+    assert np.array_equal(result.time_s, whole.time_s)
+    assert (result.filled, result.marks, result.alignments) == (whole.filled, whole.marks, whole.alignments)
 
 
 def test_the_scene_has_what_it_is_there_for(whole):
