@@ -122,6 +122,7 @@ def three(tmp_path, write_sigmf) -> Path:
     [
         (("cross_correlation",), ""),
         (("log_mel",), "n_fft = 512\nhop = 100"),
+        (("log_mel",), "n_fft = 256\nhop = 400\nrows = 32"),
         (("log_mel", "cross_correlation"), ""),
         (("cross_correlation",), 'signal = "envelope"\nweighting = "phat"\nhop = 1500'),
     ],
@@ -136,6 +137,23 @@ def test_three_recordings(three, played, channels, more):
     assert windows.usable.all()
     levels = [[report.level_db for report in fix.receivers] for fix in fixes]
     assert np.array_equal(windows.level_db, levels)
+
+
+def test_a_loss_that_all_skip(three, played, write_sigmf):
+    """The second receiver lost 2 s: windows reach across, and their times with them."""
+    captures = [(0, start(1), None), (40_000, "2026-01-02T03:04:10.8209876Z", None)]
+    write_sigmf(three / "r1", recorded(1, 9.0, offset=100), captures=captures, rate_hz=RATE)
+    truth = three / "truth.csv"
+    truth.write_text("timestamp,latitude,longitude\n2026-01-02T03:04:00Z,47.0,8.5\n2026-01-02T03:04:30Z,47.3,8.5")
+    station = station_in(three, 3, "cross_correlation")
+    fed, fixes = played(station)
+    windows = all_of(station, truth)
+    assert fixes[-1].alignment.gaps_skipped == 1
+    assert np.array_equal(windows.features, fed)
+    latitude, _ = recording_windows(station, truth).contract.frame.local.to_wgs84(windows.truth_m)
+    seconds = np.array([fix.timestamp.second + fix.timestamp.microsecond * 1e-6 for fix in fixes])
+    assert np.diff(seconds).max() > 2.0
+    assert latitude == pytest.approx(47.0 + 0.01 * seconds, abs=1e-8)
 
 
 def test_a_recording_without_time_and_a_silent_one(three, played, write_sigmf):
