@@ -117,7 +117,7 @@ def _plane(contract: Contract) -> None:
         raise ConfigError(f"windows of the contract {contract.name}: frame enu_m is expected, found wgs84_deg")
 
 
-def _receivers_enu_m(contract: Contract) -> np.ndarray:
+def receivers_enu_m(contract: Contract) -> np.ndarray:
     """(R, 3) in the contract's frame."""
     _plane(contract)
     places = np.array([(r.latitude, r.longitude, r.altitude_m) for r in contract.receivers])
@@ -235,7 +235,7 @@ class WeightedCentroid:
 
     def __init__(self, contract: Contract) -> None:
         self._levels = Levels(contract)
-        self._places_m = _receivers_enu_m(contract)[:, :2]
+        self._places_m = receivers_enu_m(contract)[:, :2]
 
     def locate(self, windows: Windows) -> Answers:
         signal, noise = self._levels.signal_and_noise(windows)
@@ -270,7 +270,7 @@ class ClassicalTdoa:
             )
         self._config = config
         self._first = len(contract.channels) - len(config.pairs)
-        self._receivers_m = _receivers_enu_m(contract)
+        self._receivers_m = receivers_enu_m(contract)
         self._frame = contract.frame.local
         self._along_surface = contract.frequency_hz is not None and along_surface(contract.frequency_hz)
         self._step_m = config.lag_step / config.sample_rate_hz * SPEED_OF_LIGHT_MPS

@@ -34,6 +34,7 @@ def make_spec() -> Callable[..., LikelihoodSpec]:
         clock_m: float | tuple[float, ...] = 3.0,
         path: PathDelay | None = None,
         height_m: float = 0.0,
+        lag_step: float = 1.0,
         **of_level: Any,
     ) -> LikelihoodSpec:
         area = Area(49.964, 7.944, 50.036, 8.056)
@@ -61,7 +62,7 @@ def make_spec() -> Callable[..., LikelihoodSpec]:
             area=area,
             along_surface=False,
             timing=TimingModel(
-                CorrelationConfig(RATE_HZ, count, n_fft=1024, hop=768, n_lags=128, lag_step=1.0),
+                CorrelationConfig(RATE_HZ, count, n_fft=1024, hop=768, n_lags=round(128 / lag_step), lag_step=lag_step),
                 clocks,
                 path or PathDelay(0.0),
             )
