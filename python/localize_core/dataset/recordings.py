@@ -102,7 +102,12 @@ def recording_windows(
             f"the model {contract.name} answers in {contract.frame.kind}: windows are labelled in metres, enu_m"
         )
     fixed = contract.model_copy(update={"time_steps": time_steps})
-    hops += [fit_station(each, fixed)[1] for each in stations[1:]]
+    for each in stations[1:]:
+        try:
+            hops.append(fit_station(each, fixed)[1])
+        except ConfigError as error:
+            recording = getattr(each.receiver[0].source, "path", each.station.name)
+            raise ConfigError(f"the station of {recording}, as the first one is planned: {error}") from error
     return RecordingWindows(
         [
             _Labelled(each, _truth(told), contract, time_steps, window_hop, block_windows)
@@ -127,9 +132,15 @@ class RecordingWindows:
             switching=sum(part.dropped.switching for part in parts),
             shared=sum(part.dropped.shared for part in parts),
         )
+        complete = sum(part.complete for part in parts)
+        if complete == 0:
+            raise SourceError(
+                f"the recordings share too little time for a window of {time_steps} frames, "
+                f"{(contract.n_fft + (time_steps - 1) * contract.hop) / contract.sample_rate_hz:.4g} s"
+            )
         if len(self) == 0:
             raise SourceError(
-                f"none of the {sum(part.complete for part in parts)} windows of the recordings has a label: "
+                f"none of the {complete} windows of the recordings has a label: "
                 f"{self.dropped.outside_truth} lie outside the truth's time ({parts[0].describe()}), the emitter is "
                 f"switched during {self.dropped.switching}"
             )
@@ -187,7 +198,7 @@ class _Labelled:
             )
         centre_s = np.array([time.timestamp() for time in self._centres(recordings)])
         self.complete = len(centre_s)
-        self._span_s = (float(centre_s[0]), float(centre_s[-1])) if self.complete else None
+        self._span_s = centre_s[[0, -1]].tolist() if self.complete else None
         # All samples seen: frames reach before the window's first hop.
         half_s = (time_steps * contract.hop + max(contract.n_fft - contract.hop, 0)) / 2.0 / contract.sample_rate_hz
         known = truth.at(centre_s - half_s, centre_s, centre_s + half_s)
@@ -216,9 +227,7 @@ class _Labelled:
 
     def describe(self) -> str:
         """When the windows were recorded and what time the truth covers, for messages."""
-        recorded = (
-            "no window is complete" if self._span_s is None else "recorded from {:.3f} to {:.3f}".format(*self._span_s)
-        )
+        recorded = "too short" if self._span_s is None else "recorded from {:.3f} to {:.3f}".format(*self._span_s)
         return f"{recorded}, truth: {self._truth}"
 
     def windows(self, source: int, first_group: int) -> Iterator[Windows]:

@@ -300,6 +300,19 @@ def test_recordings_that_do_not_say_when(recorded):
         recording_windows(recorded(timed=False), PLACE)
 
 
+def test_recordings_that_are_shorter_than_a_window(recorded, make_contract):
+    contract = fitting(make_contract, time_steps=2000)
+    with pytest.raises(SourceError, match=r"share too little time for a window of 2000 frames, 16\.01 s"):
+        recording_windows(recorded(features=""), PLACE, contract=contract)
+
+
+def test_a_short_recording_beside_a_long_one(recorded):
+    days = [recorded(name="one"), recorded(0.6, name="two")]
+    message = r"the station of .*two0\.sigmf-meta, .*: features\.window_s=0\.5: the recordings share only 0\.3 s"
+    with pytest.raises(ConfigError, match=message):
+        recording_windows(days, PLACE)
+
+
 def test_a_truth_of_another_time(recorded, truth_of):
     truth = truth_of((1000.0, "47.2,8.2,1"), (1010.0, "47.2,8.2,1"))
     message = (
