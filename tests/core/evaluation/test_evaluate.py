@@ -38,7 +38,7 @@ def compiled(make_spec, tmp_path_factory):
 
 
 def test_a_model_beside_baselines(compiled, make_source):
-    source = make_source(60, snr_db=10.0)
+    source = make_source(60, snr_db=12.0, time_steps=16)
     training = make_source(60, seed=2)
     baselines, missing = usual_baselines(
         source, box_m=area_box_m(source.spec.area), compiled=compiled, training=training
@@ -74,7 +74,7 @@ def test_a_model_with_true_clocks_reaches_the_bound(make_spec, make_source, tmp_
     """120 windows by exact phase ramps: a standard error of 5 % round a ratio of 1."""
     spec = make_spec(clock_m=0.3, lag_step=0.5)
     compile_model(spec, tmp_path / "model.onnx")
-    source = make_source(120, spec, snr_db=10.0, period=1000)
+    source = make_source(120, spec, snr_db=10.0, period=1000, time_steps=16)
     found = evaluate(OnnxModel(tmp_path / "model.onnx"), source, spec=make_spec(clock_m=0.0))
     assert found.bound.ratio[MODEL] == pytest.approx(1.0, abs=0.15)
 
