@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from scipy.signal import get_window
 
-from localize_core.dataset.windows import Windows, WindowSource
+from localize_core.dataset.windows import Label, Windows, WindowSource
 from localize_core.errors import ConfigError
 from localize_core.evaluation.metrics import Answers, covariance_of
 from localize_core.features.mel import MelConfig, mel_filterbank
@@ -196,9 +196,13 @@ class NearestNeighbours:
         return self
 
     def fit_windows(self, source: WindowSource, *, batch: int = 64) -> NearestNeighbours:
-        """Remember the windows of a source that have a place, wherever that is."""
-        parts = [(self._levels.level_db(part), part.truth_m) for part in source.batches(batch)]
-        return self.fit(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        """Remember the windows of a source with an emitter in the area: others would put places there that are not."""
+        levels, places = [self._known_db[:0]], [self._places_m[:0]]
+        for part in source.batches(batch):
+            inside = part.label == Label.INSIDE
+            levels.append(self._levels.level_db(part)[inside])
+            places.append(part.truth_m[inside])
+        return self.fit(np.concatenate(levels), np.concatenate(places))
 
     def locate(self, windows: Windows) -> Answers:
         return self.predict(self._levels.level_db(windows))

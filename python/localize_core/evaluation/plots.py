@@ -9,11 +9,12 @@ from typing import Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy.stats import binom, chi2
 
 from localize_core.dataset.windows import Label
@@ -90,6 +91,15 @@ def _legend(axes: Axes, where: Literal["upper left", "best"]) -> None:
     axes.legend(handles[::-1], labels[::-1], loc=where)
 
 
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10 on a logarithmic axis, in figures that people read; fewer where it spans many decades."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3.0 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _map(evaluation: Evaluation, box_m: np.ndarray | None) -> Figure:
     figure = _figure(6.6, 6.0)
     axes = figure.add_subplot()
@@ -123,6 +133,7 @@ def _map(evaluation: Evaluation, box_m: np.ndarray | None) -> Figure:
             receiver.name, place, (0, 8), textcoords="offset points", ha="center", fontsize=8, color=RECEIVERS
         )
     bar = figure.colorbar(points, ax=axes, shrink=0.75, extend="both")
+    _plain_numbers(bar.ax.yaxis)
     bar.set_label("error of the model, m")
     bar.outline.set_visible(False)
     axes.set_aspect("equal")
@@ -148,6 +159,7 @@ def _cdf(evaluation: Evaluation) -> Figure:
         lowest.append(np.quantile(error_m, 0.005))
     axes.set_xscale("log")
     axes.set_xlim(left=max(min(lowest), 1e-3))
+    _plain_numbers(axes.xaxis)
     axes.set_ylim(0.0, 1.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("error, m")
@@ -200,6 +212,7 @@ def _snr(evaluation: Evaluation) -> Figure:
         width = 2.4 if name == MODEL else 1.4
         axes.plot(place, rmse, ".-", color=_colour(name), linewidth=width, markersize=7, label=title_of(name))
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
     turned = len(labels) > 6
     axes.set_xticks(place, labels, rotation=30 if turned else 0, ha="right" if turned else "center")
     axes.set_xlabel("median receiver's SNR, dB")

@@ -45,8 +45,8 @@ def metres(value: float | None) -> str:
     if value is None:
         return NOTHING
     if value >= 9_995.0:
-        return f"{value / 1e3:.3g} km" if value < 999_500.0 else f"{value / 1e3:.0f} km"
-    return f"{value:.0f} m" if value >= 99.5 else f"{value:.3g} m"
+        return f"{value / 1e3:.3g} km" if value < 999_500.0 else f"{value / 1e3:,.0f} km"
+    return f"{value:,.0f} m" if value >= 99.5 else f"{value:.3g} m"
 
 
 def percent(value: float | None) -> str:
@@ -54,7 +54,9 @@ def percent(value: float | None) -> str:
 
 
 def _plain(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3g}"
+    if value is None:
+        return NOTHING
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def comparison(evaluation: Evaluation) -> Table:

@@ -273,6 +273,15 @@ def test_neighbours_learn_a_site(level_source):
     assert np.median(error) < 0.5 * np.median(of_centroid)
 
 
+def test_neighbours_know_only_emitters_in_the_area(level_source):
+    known = level_source(60, period=3)  # a third inside, a third outside, a third of noise
+    baseline = NearestNeighbours(known.contract, k=20).fit_windows(known)
+    windows = windows_of(known)
+    inside = windows.label == Label.INSIDE
+    found = baseline.locate(windows).position_m
+    assert found == pytest.approx(np.broadcast_to(windows.truth_m[inside].mean(axis=0), found.shape))
+
+
 def test_centroid_is_weighted_by_power(make_spec, level_source):
     source = level_source(30, snr_db=30.0, period=1000)
     windows = windows_of(source)
