@@ -131,7 +131,21 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"shadowing_db": -1.0},
         {"shadowing_distance_m": 0.0},
         {"noise_dbfs": 30.0},
+        {"shadowing_correlation": 1.5},
+        {"gain_error_db": -1.0},
+        {"carrier_offset_hz": -1.0},
+        {"carrier_drift_hz_per_s": -1.0},
+        {"clock_offset_ns": -1.0},
+        {"clock_drift_ppb": 1e6},
         {"timing_jitter_ns": -1.0},
+        {"timing_jitter_s": 0.001},
+        {"channels": "set.npz"},
+        {"channels": "set.npz", "track": [], "speed_mps": 3.0},
+        {"channels": "set.npz", "track": [], "path_loss_exponent": 3.0},
+        {"channels": "set.npz", "track": [], "channel_rows": [-1]},
+        {"channels": "set.npz", "track": [], "dwell_s": 0.0},
+        {"channels": "set.npz", "track": [], "emitter_gain_db": 300.0},
+        {"dwell_s": 2.0},
         {"adc_bits": 0},
     ],
 }
@@ -272,10 +286,15 @@ def test_parameters_and_defaults_are_the_blocks_own(file: Path, platform: Platfo
         if (block.__name__, name) in {("onnx_inference", "n_channels"), ("onnx_inference", "rows")}:
             assert (default, parameter.default) in {(0, "1"), (0, "128")}  # the editor has to draw ports
             continue
+        if (block.__name__, name) == ("scene_source", "track"):
+            assert (default, len(ast.literal_eval(parameter.default))) == ((), 1)  # a block just drawn can run
+            continue
         if isinstance(default, datetime):
             assert datetime.fromisoformat(parameter.default.replace("Z", "+00:00")) == default
         elif isinstance(default, str):
             assert parameter.default == default
+        elif isinstance(default, tuple):
+            assert tuple(ast.literal_eval(parameter.default)) == default
         else:
             assert ast.literal_eval(parameter.default) == default
             assert isinstance(default, bool) == (ids[name]["dtype"] == "bool")

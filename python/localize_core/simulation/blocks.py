@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TypeVar
@@ -9,10 +10,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+Samples = NDArray[np.complex64]
 Item = TypeVar("Item", bound=np.generic)
 
 INDEX_OFFSET = 1 << 62
 """Added to block indices: a propagation delay reaches before sample 0 and seeds cannot be negative."""
+
+HALF_TURN = np.float32(math.pi * 2.0**-31)
+UNIT = np.float32(2.0**-31)
+NOT_ZERO = np.float32(2.0**-34)
 
 
 class Purpose(IntEnum):
@@ -22,13 +29,51 @@ class Purpose(IntEnum):
     WAVEFORM = 1
     VOICE = 2
     SHADOWING = 3
-    TIMING = 4
+    CLOCK_OFFSET = 4
+    CLOCK_DRIFT = 5
+    TIMING_JITTER = 6
+    GAIN = 7
+    CARRIER_OFFSET = 8
+    CARRIER_DRIFT = 9
+    CARRIER_PHASE = 10
 
 
 def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator:
     """A generator of its own for every (seed, purpose, indices)."""
     entropy = [seed, int(purpose), *(INDEX_OFFSET + index for index in indices)]
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
+
+
+def complex_normal(draw: np.random.Generator, count: int, rms: float) -> Samples:
+    """Circular complex Gaussian numbers of the given rms magnitude, complex64 (count,), none beyond 4.8 times of it.
+
+    Three times as fast as numpy's own, and simulated IQ is mostly noise. 64 random bits give magnitude and angle.
+    Source: Box and Muller 1958.
+    """
+    parts = draw.bit_generator.random_raw(count).view(np.int32).astype(np.float32)
+    power, angle = parts[:count], parts[count:]
+    np.abs(power, out=power)
+    power *= UNIT
+    power += NOT_ZERO
+    np.log(power, out=power)
+    power *= np.float32(-rms * rms)
+    magnitude = np.sqrt(np.maximum(power, 0.0, out=power), out=power)
+    angle *= HALF_TURN
+    return _polar(magnitude, angle)
+
+
+def phasor(cycles: Floats) -> Samples:
+    """exp(2 pi j cycles): complex64, reduced to half a turn in double precision first."""
+    turn = (cycles - np.rint(cycles)).astype(np.float32)
+    turn *= np.float32(2.0 * math.pi)
+    return _polar(np.float32(1.0), turn)
+
+
+def _polar(magnitude: NDArray[np.float32] | np.float32, angle: NDArray[np.float32]) -> Samples:
+    result = np.empty(angle.shape, np.complex64)
+    np.multiply(magnitude, np.cos(angle), out=result.real)
+    np.multiply(magnitude, np.sin(angle), out=result.imag)
+    return result
 
 
 def gather(block: Callable[[int], NDArray[Item]], size: int, first: int, count: int) -> NDArray[Item]:

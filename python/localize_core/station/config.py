@@ -190,7 +190,7 @@ class Station(_Table):
     """A whole station file."""
 
     station: StationTable
-    receiver: list[ReceiverTable] = Field(min_length=1, max_length=16)
+    receiver: list[ReceiverTable] = Field(min_length=1, max_length=32)
     area: AreaTable
     features: FeaturesTable = FeaturesTable()
     propagation: PropagationTable = PropagationTable()
@@ -296,7 +296,7 @@ _SOURCE_TABLES: dict[str, type[BaseModel]] = {
 
 
 def parse_station(text: str, *, folder: Path, name: str = "station file") -> Station:
-    """Read a station from TOML text; relative paths of recordings and models start at `folder`.
+    """Read a station from TOML text; relative paths of recordings, channel data sets and models start at `folder`.
 
     Raises ConfigError naming the key, the value and what is allowed.
     """
@@ -323,13 +323,16 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
     model = station.model
     if model.uri != "compiled":
         model = model.model_copy(update={"uri": str(folder / model.uri)})
-    return station.model_copy(update={"receiver": receivers, "model": model})
+    scene = station.scene
+    if scene is not None and scene.channels:
+        scene = scene.model_copy(update={"channels": str(folder / scene.channels)})
+    return station.model_copy(update={"receiver": receivers, "model": model, "scene": scene})
 
 
 def load_station(path: str | Path, *, folder: Path | None = None) -> Station:
     """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule.
 
-    `folder`: where relative paths of recordings and models start; None for the file's own folder.
+    `folder`: where relative paths of recordings, channel data sets and models start; None for the file's own folder.
     """
     path = Path(path)
     try:

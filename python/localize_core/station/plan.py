@@ -281,8 +281,8 @@ def _path(station: Station) -> PathDelay:
     told = station.propagation.timing_sigma_ns
     if told is not None:
         return PathDelay(floor_sigma_m=told * 1e-9 * SPEED_OF_LIGHT_MPS)
-    if station.source_kind == "scene":
-        return PathDelay(floor_sigma_m=0.0)  # a scene's waves travel straight
+    if station.played_scene is not None and not station.played_scene.has_channels:
+        return PathDelay(floor_sigma_m=0.0)  # in the free space of a scene waves travel straight
     return path_delay(station.station.frequency_hz)
 
 
@@ -299,8 +299,8 @@ def _clock_sigma_ns(station: Station, recordings: list[Recording], index: int) -
     if recordings:
         # Two digits, so that recordings of one station share a compiled model.
         return float(f"{math.hypot(sigma_ns, recordings[index].time_error_ns):.2g}")
-    jitter_ns = station.played_scene.timing_jitter_ns if station.played_scene is not None else 0.0
-    return math.hypot(sigma_ns, jitter_ns)
+    scene = station.played_scene
+    return sigma_ns if scene is None else math.hypot(sigma_ns, scene.clock_offset_ns, scene.timing_jitter_ns)
 
 
 def _noise_dbfs(station: Station, index: int) -> float | None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError
 from localize_core.simulation.place import Place
-from localize_core.simulation.scene import Scene, SceneConfig, ShadowingField
+from localize_core.simulation.propagation import Shadowing
+from localize_core.simulation.scene import Scene, SceneConfig
 from localize_core.simulation.waveforms import waveform
 from pyproj import Transformer
 
@@ -134,8 +135,9 @@ def test_bit_identical_however_it_is_cut(first, cuts, rate_hz, name):
 
 def test_another_process_gets_the_same_samples():
     code = (
-        "from localize_core.simulation.scene import *\n"
-        f"s = Scene(SceneConfig(track={LOOP}, speed_mps=30.0, shadowing_db=3.0, timing_jitter_ns=50.0),"
+        "from localize_core.simulation.place import Place\n"
+        "from localize_core.simulation.scene import Scene, SceneConfig\n"
+        f"s = Scene(SceneConfig(track={LOOP}, speed_mps=30.0, shadowing_db=3.0, clock_offset_ns=50.0),"
         f" [Place('a', 47.05, 8.2), Place('b', 47.1, 8.3)], sample_rate_hz=1e5, frequency_hz=4e8)\n"
         "print(s.samples(70000, 5000).tobytes().hex())"
     )
@@ -150,7 +152,7 @@ def test_seeds_differ():
 
 
 def test_clock_offsets_shift_the_waveform_and_not_the_carrier():
-    exact, off = scene(), scene(timing_jitter_ns=2000.0)
+    exact, off = scene(), scene(clock_offset_ns=2000.0)
     shifts = [
         measured_delay(shifted, straight, 0.3)
         for shifted, straight in zip(off.samples(0, 65536), exact.samples(0, 65536), strict=True)
@@ -159,12 +161,17 @@ def test_clock_offsets_shift_the_waveform_and_not_the_carrier():
     assert len(np.unique(np.round(shifts, 2))) == 4
 
 
+def shadowing(seed, receivers, correlation=0.0):
+    config = SceneConfig(
+        seed=seed, track=((47.0, 8.0),), shadowing_db=6.0, shadowing_correlation=correlation, shadowing_distance_m=100.0
+    )
+    return Shadowing(config, receivers)
+
+
 def test_shadowing_has_its_spread_and_its_distance():
     east_m = np.array([0.0, 50.0, 100.0, 1000.0])
     longitude = 8.0 + east_m / (111_320.0 * np.cos(np.radians(47.0)))
-    draws = np.array(
-        [ShadowingField(6.0, 100.0, (47.0, 8.0), seed, 0)(np.full(4, 47.0), longitude) for seed in range(2000)]
-    )
+    draws = np.array([shadowing(seed, receivers=1)(np.full(4, 47.0), longitude)[0] for seed in range(2000)])
     np.testing.assert_allclose(draws.std(axis=0), 6.0, rtol=0.06)
     np.testing.assert_allclose(np.corrcoef(draws.T)[0], np.exp(-((east_m / 100.0) ** 2)), atol=0.06)
 

@@ -60,7 +60,7 @@ def test_constant_envelopes():
 def test_fsk_phase_never_jumps():
     signal = waveform("fsk", bandwidth_hz=BANDWIDTH_HZ["fsk"], sample_rate_hz=RATE_HZ, seed=2)(0, 100_000)
     step = np.abs(np.angle(signal[1:] * np.conj(signal[:-1])))
-    symbols_per_sample = BANDWIDTH_HZ["fsk"] / 1.2 / RATE_HZ
+    symbols_per_sample = BANDWIDTH_HZ["fsk"] / 1.25 / RATE_HZ
     assert step.max() <= 0.5 * np.pi * symbols_per_sample * 1.001
 
 
