@@ -12,12 +12,15 @@ from localize_core.model.contract import Contract
 
 
 class ChannelMask:
-    """Tells sound channels from others, and empties the others, for windows of one contract."""
+    """Tells sound channels from others, and empties the others, for windows of one contract.
+
+    `members`: indices of the receivers that each channel comes from.
+    """
 
     def __init__(self, contract: Contract) -> None:
         names = [receiver.name for receiver in contract.receivers]
         self._contract = contract
-        self._members = [[names.index(name) for name in channel.receivers] for channel in contract.channels]
+        self.members = [[names.index(name) for name in channel.receivers] for channel in contract.channels]
 
     def sound(self, window: Window) -> np.ndarray:
         """Which channels are finite and come from samples that mean something, (channels,) bool.
@@ -29,14 +32,14 @@ class ChannelMask:
         from_samples = [
             not window.unusable[members].any()
             and not (channel.feature == "cross_correlation" and timeless[members].any())
-            for channel, members in zip(self._contract.channels, self._members, strict=True)
+            for channel, members in zip(self._contract.channels, self.members, strict=True)
         ]
         return np.array(from_samples) & np.isfinite(window.features).all(axis=(1, 2))
 
     def usable(self, sound: np.ndarray) -> np.ndarray:
         """Which receivers have a sound channel, (receivers,) bool."""
         usable = np.zeros(len(self._contract.receivers), bool)
-        for members, fine in zip(self._members, sound, strict=True):
+        for members, fine in zip(self.members, sound, strict=True):
             usable[members] |= fine
         return usable
 

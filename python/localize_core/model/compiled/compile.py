@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import spox
 import spox.opset.ai.onnx.v17 as op
-from spox import Tensor, argument
+from spox import Tensor, Var, argument
 
 import localize_core
 from localize_core.model.compiled.algebra import between, expressions
@@ -59,10 +59,9 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
     )
 
 
-def build_graph(spec: LikelihoodSpec, contract: Contract) -> onnx.ModelProto:
-    """The likelihood as an ONNX graph, without metadata."""
+def answers(features: Var, spec: LikelihoodSpec) -> dict[str, Var]:
+    """The model's outputs by name, for features (batch, channels, rows, time_steps) of the kinds that `spec` has."""
     receivers = len(spec.receivers)
-    features = argument(Tensor(np.float32, ("batch", len(contract.channels), contract.rows, "time_steps")))
     with expressions():
         found = arrivals = None
         if spec.level is not None:
@@ -70,15 +69,21 @@ def build_graph(spec: LikelihoodSpec, contract: Contract) -> onnx.ModelProto:
         if spec.timing is not None:
             first = receivers if spec.level is not None else 0
             _, area_length_m = area_points(spec)
-            arrivals = arrival_times(between(features, 1, first, len(contract.channels)), spec, area_length_m)
+            pairs = len(spec.timing.config.pairs)
+            arrivals = arrival_times(between(features, 1, first, first + pairs), spec, area_length_m)
         posterior = Posterior(spec, arrivals, found)
         centre, covariance, misfit = posterior.solve()
-        outputs = {
+        return {
             "position": centre,
             "uncertainty": ellipse(covariance),
             "confidence": confidence(misfit, arrivals, found, spec),
         }
-    return spox.build({INPUT_NAME: features}, {name: op.identity(var) for name, var in outputs.items()})
+
+
+def build_graph(spec: LikelihoodSpec, contract: Contract) -> onnx.ModelProto:
+    """The likelihood as an ONNX graph, without metadata."""
+    features = argument(Tensor(np.float32, ("batch", len(contract.channels), contract.rows, "time_steps")))
+    return spox.build({INPUT_NAME: features}, {name: op.identity(var) for name, var in answers(features, spec).items()})
 
 
 def compile_model(spec: LikelihoodSpec, path: str | Path) -> Contract:
