@@ -25,6 +25,8 @@ LEAST_SIGNAL = 0.05
 """Part of the noise power below which a level is that of the noise: how well it is read off quiet bands."""
 GRID_CELLS = 48
 GAUSS_NEWTON_STEPS = 40
+PARABOLA_LAGS = 0.05
+"""How far a parabola through three values misses the peak of a band-limited correlation, lags."""
 FLOOR_M = 1.0
 """Least standard deviation that a baseline claims."""
 SHARPNESS = 1e-3
@@ -259,7 +261,7 @@ class ClassicalTdoa:
     grid over `box_m` each start a Gauss–Newton search for the least sum of absolute residuals (iteratively reweighted);
     the better result counts. Emitters have the height of the contract's frame. At least three receivers that pairs
     connect are needed, else there is no position. The ellipse is the Gauss–Newton covariance with the scatter of the
-    residuals, at least that of the lags' rounding. No confidence is stated.
+    residuals, which three receivers do not have, and at least that of PARABOLA_LAGS. No confidence is stated.
 
     `box_m` (2, 2): south-west and north-east corner of where an emitter may be, in the contract's plane; answers are
     not held inside. Raises ConfigError without cross_correlation channels or with fewer than three receivers.
@@ -414,7 +416,7 @@ class ClassicalTdoa:
         count = self._members(weight).sum(axis=1)
         freedom = count - 3
         scatter = (weight * np.square(residual)).sum(axis=1) / (count * np.maximum(freedom, 1))
-        variance = np.maximum(np.where(freedom > 0, scatter, 0.0), self._step_m**2 / 12.0)
+        variance = np.maximum(np.where(freedom > 0, scatter, 0.0), (PARABOLA_LAGS * self._step_m) ** 2)
         normal = np.einsum("npk,np,npl->nkl", slope, weight, slope)
         return np.asarray((variance * count)[:, None, None] * _inverse(normal) + FLOOR_M**2 * np.eye(2))
 

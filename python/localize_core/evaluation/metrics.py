@@ -303,9 +303,9 @@ def figures(answers: Answers, truth: Truth, bound_m2: np.ndarray | None = None) 
     edges = np.arange(low, high + SNR_STEP_DB / 2.0, SNR_STEP_DB)
     bins = np.digitize(snr_db, edges)
     names = [
-        f"below {low:g}",
-        *(f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)),
-        f"{high:g} and above",
+        f"below {_signed(low)}",
+        *(f"{_signed(a)} to {_signed(b)}" for a, b in itertools.pairwise(edges)),
+        f"{_signed(high)} and above",
     ]
     known = inside & np.isfinite(np.where(np.isneginf(snr_db), low, snr_db))
     heard, usable = truth.heard, truth.usable.sum(axis=1)
@@ -326,6 +326,11 @@ def figures(answers: Answers, truth: Truth, bound_m2: np.ndarray | None = None) 
         by_heard=tuple(row(str(count), inside & (heard == count)) for count in counts),
         by_usable=tuple(row(str(count), inside & (usable == count)) for count in np.unique(usable[inside])),
     )
+
+
+def _signed(value: float) -> str:
+    """With a minus sign rather than a hyphen."""
+    return f"{value:g}".replace("-", "−")
 
 
 def _accuracy_of(answers: Answers, truth: Truth, which: np.ndarray) -> Accuracy | None:

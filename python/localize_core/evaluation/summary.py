@@ -150,7 +150,7 @@ def bound_note(evaluation: Evaluation) -> str:
 def breakdowns(evaluation: Evaluation) -> list[Table]:
     """Tables over SNR and over receivers; those that would have one row or none are left out."""
     kinds: list[tuple[str, Callable[[Figures], tuple[Row, ...]], str]] = [
-        ("Median receiver's SNR, dB", lambda item: item.by_snr, "Of usable receivers, in the whole sample rate."),
+        ("Median receiver's SNR, dB", lambda item: item.by_snr, "SNR of usable receivers in the whole sample rate."),
         (
             "Receivers that hear the emitter",
             lambda item: item.by_heard,
@@ -163,7 +163,7 @@ def breakdowns(evaluation: Evaluation) -> list[Table]:
         rows = [pick(item) for item in evaluation.figures.values()]
         if len(rows[0]) < 2:
             continue
-        columns = ["windows", *(f"{title_of(name)}: median / RMSE" for name in evaluation.figures)]
+        columns = ["windows", *(title_of(name) for name in evaluation.figures)]
         if evaluation.bound is not None:
             columns.append("bound with area")
         section = []
@@ -172,7 +172,7 @@ def breakdowns(evaluation: Evaluation) -> list[Table]:
             if evaluation.bound is not None:
                 cells.append(metres(parts[0].bound_rmse_m))
             section.append((parts[0].label, tuple(cells)))
-        tables.append(Table(title, tuple(columns), (tuple(section),), note))
+        tables.append(Table(title, tuple(columns), (tuple(section),), f"Errors: median / RMSE. {note}".strip()))
     return tables
 
 

@@ -169,7 +169,7 @@ def test_tables_sort_windows_by_snr_and_receivers():
     answers.position_m[:] = np.arange(1.0, 8.0)[:, None] * [1.0, 0.0]
     found = figures(answers, truth, bound_m2=np.array([4.0, np.inf, 1.0, 1.0, 1.0, 1.0, 1.0]))
     assert [(row.label, row.windows, row.accuracy.rmse_m) for row in found.by_snr] == [
-        ("below -20", 2, pytest.approx(math.sqrt(2.5))),
+        ("below −20", 2, pytest.approx(math.sqrt(2.5))),
         ("0 to 5", 1, 3.0),
         ("5 to 10", 1, 4.0),
         ("20 to 25", 1, 5.0),
