@@ -38,7 +38,9 @@ def score_table(result: Score) -> Table:
     return table
 
 
-class _Truth(click.ParamType):
+class TruthType(click.ParamType):
+    """A fixed place, or an existing file with a track."""
+
     name = "LAT,LON | TRUTH.csv"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Position | Path:
@@ -54,7 +56,7 @@ class _Truth(click.ParamType):
 
 @click.command("score")
 @click.argument("fixes", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--truth", type=_Truth(), required=True, help="A fixed place, or a track with its times.")
+@click.option("--truth", type=TruthType(), required=True, help="A fixed place, or a track with its times.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def command(fixes: Path, truth: Position | Path, as_json: bool) -> None:
     """Score FIXES, a file with one fix a line, against the truth.

@@ -154,6 +154,12 @@ class RecordingWindows:
         """Frames in a window."""
         return self._time_steps
 
+    @property
+    def group(self) -> np.ndarray:
+        """The block of time of every window, (n,), without reading any."""
+        first = np.cumsum([0, *(part.blocks for part in self._parts)])
+        return np.concatenate([part.block + start for part, start in zip(self._parts, first, strict=False)])
+
     def __len__(self) -> int:
         return sum(len(part.kept) for part in self._parts)
 
@@ -177,7 +183,8 @@ class RecordingWindows:
 class _Labelled:
     """The windows of one station's recordings, with the labels of those that are kept.
 
-    `complete`: how many windows the recordings hold. `kept`: their numbers, increasing. `blocks`: of time.
+    `complete`: how many windows the recordings hold. `kept`: their numbers, increasing. `blocks`: of time, and `block`
+    the one of each kept window.
     """
 
     def __init__(
@@ -216,7 +223,7 @@ class _Labelled:
         )
         kept = labelled & ~shared
         self.kept = np.flatnonzero(kept)
-        self._block = block[kept]
+        self.block = block[kept]
         self._label = np.where(known.sends, Label.INSIDE, Label.NONE)[kept]
         latitude, longitude = known.latitude[kept], known.longitude[kept]
         self._label[(self._label == Label.INSIDE) & ~_in_area(station, latitude, longitude)] = Label.OUTSIDE
@@ -248,7 +255,7 @@ class _Labelled:
                 label=self._label[index : index + 1],
                 snr_db=np.full((1, len(self._contract.receivers)), np.nan),
                 bandwidth_hz=np.full(1, np.nan),
-                group=self._block[index : index + 1] + first_group,
+                group=self.block[index : index + 1] + first_group,
                 source=np.full(1, source),
                 usable=mask.usable(sound)[None],
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -197,13 +198,17 @@ class NearestNeighbours:
         self._known_db, self._places_m = level_db[heard], places_m[heard]
         return self
 
-    def fit_windows(self, source: WindowSource, *, batch: int = 64) -> NearestNeighbours:
+    def fit_windows(
+        self, source: WindowSource, *, batch: int = 64, progress: Callable[[int], None] | None = None
+    ) -> NearestNeighbours:
         """Remember the windows of a source with an emitter in the area: others would put places there that are not."""
         levels, places = [self._known_db[:0]], [self._places_m[:0]]
         for part in source.batches(batch):
             inside = part.label == Label.INSIDE
             levels.append(self._levels.level_db(part)[inside])
             places.append(part.truth_m[inside])
+            if progress is not None:
+                progress(len(part))
         return self.fit(np.concatenate(levels), np.concatenate(places))
 
     def locate(self, windows: Windows) -> Answers:

@@ -120,11 +120,12 @@ def usual_baselines(
     box_m: np.ndarray,
     compiled: OnnxModel | None = None,
     training: WindowSource | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Locator], dict[str, str]]:
     """The baselines that the windows allow, by name, and why others are missing.
 
     `box_m`: see `ClassicalTdoa`. `compiled`: the station's compiled model. `training`: windows that are not evaluated,
-    for the nearest neighbours to know.
+    for the nearest neighbours to know; `progress` is called with the number of each batch of them.
     """
     found: dict[str, Locator] = {}
     missing: dict[str, str] = {}
@@ -142,7 +143,7 @@ def usual_baselines(
     add("tdoa", lambda: ClassicalTdoa(source.contract, box_m))
     neighbours = f"knn{NEIGHBOURS}"
     if training is not None:
-        add(neighbours, lambda: NearestNeighbours(source.contract).fit_windows(training))
+        add(neighbours, lambda: NearestNeighbours(source.contract).fit_windows(training, progress=progress))
     else:
         missing[neighbours] = "there are no training windows to be near to"
     add("centroid", lambda: WeightedCentroid(source.contract))

@@ -20,7 +20,7 @@ GROUPS = {
     "emitter_clear": f"emitter, SNR ≥ {CLEAR_SNR_DB:g} dB",
     "emitter": "emitter, any SNR",
     "no_emitter": "no emitter",
-    "outside": "emitter outside the area",
+    "outside": "outside the area",
 }
 NOTHING = "–"
 
@@ -74,33 +74,33 @@ def comparison(evaluation: Evaluation) -> Table:
         return lambda a: NOTHING if a.containment is None else percent(a.containment[key].share)
 
     errors = [
-        row("windows answered", lambda item: f"{item.answered} of {item.windows}"),
-        row("error, median", of_accuracy(lambda a: metres(a.median_m))),
-        row("error, P90", of_accuracy(lambda a: metres(a.p90_m))),
-        row("error, RMSE", of_accuracy(lambda a: metres(a.rmse_m))),
+        row("answered", lambda item: f"{item.answered} of {item.windows}"),
+        row("median error", of_accuracy(lambda a: metres(a.median_m))),
+        row("P90 of the error", of_accuracy(lambda a: metres(a.p90_m))),
+        row("RMSE", of_accuracy(lambda a: metres(a.rmse_m))),
     ]
     if any(item.answered < item.windows for item in found[1:]):
         same = [evaluation.same_windows.get(name) for name in names]
         for label, median in (("median", True), ("RMSE", False)):
             cells = tuple(metres(None if a is None else a.median_m if median else a.rmse_m) for a in same)
-            errors.append((f"model's {label} on the same windows", cells))
+            errors.append((f"{label} of the model on these", cells))
     sections = [errors]
     if (bound := evaluation.bound) is not None:
         ratios = [
-            ("RMSE over the Cramér–Rao bound", tuple(_plain(bound.ratio.get(name)) for name in names)),
-            ("the same, bound with area", tuple(_plain(bound.with_area_ratio.get(name)) for name in names)),
+            ("RMSE / bound", tuple(_plain(bound.ratio.get(name)) for name in names)),
+            ("RMSE / bound with area", tuple(_plain(bound.with_area_ratio.get(name)) for name in names)),
         ]
         sections.append(ratios)
     held = []
     for key in PROBABILITIES:
         label = f"{key} % (1 σ)" if key == "39.35" else f"{key} %"
-        held.append(row(f"truth inside the ellipse of {label}", of_accuracy(within(key))))
-    held.append(row("mean NEES, 2 when honest", of_accuracy(lambda a: _plain(a.mean_nees))))
-    held.append(row("its 95 % interval when honest", of_accuracy(_interval)))
+        held.append(row(f"truth in ellipse of {label}", of_accuracy(within(key))))
+    held.append(row("mean NEES, honest: 2", of_accuracy(lambda a: _plain(a.mean_nees))))
+    held.append(row("honest in 95 % of runs", of_accuracy(_interval)))
     sections.append(held)
     groups = [
         row(
-            f"confidence, {text}: 5 / 50 / 95 %",
+            f"confidence, {text}",
             lambda item, kind=kind: _quantiles(item, kind),  # type: ignore[misc]
         )
         for kind, text in GROUPS.items()
@@ -109,13 +109,13 @@ def comparison(evaluation: Evaluation) -> Table:
     if groups:
         groups.append(
             row(
-                "calibration error of the confidence",
+                "calibration error",
                 lambda item: NOTHING if item.reliability is None else _plain(item.reliability.calibration_error),
             )
         )
         sections.append(groups)
     note = (
-        f"The confidence is calibrated when it is the share of fixes whose truth lies in the "
+        "Confidence: quantiles of 5, 50 and 95 %. It is calibrated when it is the share of fixes whose truth lies in the "
         f"{100.0 * VALID_PROBABILITY:g} % ellipse. "
     )
     return Table(
@@ -165,14 +165,21 @@ def breakdowns(evaluation: Evaluation) -> list[Table]:
             continue
         columns = ["windows", *(title_of(name) for name in evaluation.figures)]
         if evaluation.bound is not None:
-            columns.append("bound with area")
+            columns.append("bound")
         section = []
         for parts in zip(*rows, strict=True):
             cells = [str(parts[0].windows), *(_both(part.accuracy) for part in parts)]
             if evaluation.bound is not None:
                 cells.append(metres(parts[0].bound_rmse_m))
             section.append((parts[0].label, tuple(cells)))
-        tables.append(Table(title, tuple(columns), (tuple(section),), f"Errors: median / RMSE. {note}".strip()))
+        tables.append(
+            Table(
+                title,
+                tuple(columns),
+                (tuple(section),),
+                f"Errors: median / RMSE. Bound: RMSE, for estimates that know the area. {note}".strip(),
+            )
+        )
     return tables
 
 
