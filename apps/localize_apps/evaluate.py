@@ -92,7 +92,12 @@ def _run(model: OnnxModel, data: Data, *, baselines: bool, steps: _Steps) -> Eva
         compiled = OnnxModel(compiled_model_path(data.station), threads=_threads())
         with steps.step("windows for baselines to learn", len(data.training or ())) as advance:
             found, missing = usual_baselines(
-                data.source, box_m=data.box_m, compiled=compiled, training=data.training, progress=advance
+                data.source,
+                box_m=data.box_m,
+                compiled=compiled,
+                noise_dbfs=None if data.station.level is None else data.station.level.noise_dbfs,
+                training=data.training,
+                progress=advance,
             )
     with steps.step("windows", len(data.source)) as advance:
         return evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ NEIGHBOURS = 5
 LEAST_CONTRAST = 6.0
 """Standard deviations of noise that a pair's peak has to stand out over the quiet lags to be used."""
 LEAST_SIGNAL = 0.05
-"""Part of the noise power below which a level is that of the noise: how well it is read off quiet bands."""
+"""Part of the noise power below which a signal is none: how well noise is known over a window."""
 GRID_CELLS = 48
 GAUSS_NEWTON_STEPS = 40
 PARABOLA_LAGS = 0.05
@@ -130,44 +130,57 @@ def receivers_enu_m(contract: Contract) -> np.ndarray:
 class Levels:
     """Received levels out of windows: from the log-mel channels where there are any, else the mean power.
 
-    From log-mel, noise is read off the quietest quarter of the bands of each window and taken out, and a level below
-    LEAST_SIGNAL of it is set to that: as good as not heard. Mean power holds the noise and is left as it is.
+    `noise_dbfs` (R): receiver noise in the whole band, None for a receiver where it is unknown; or None for all. Known
+    noise is taken out, and a level below LEAST_SIGNAL of it is set to that: as good as not heard.
     """
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, noise_dbfs: Sequence[float | None] | None = None) -> None:
         self._config = contract.mel_config
         self._receivers = len(contract.receivers)
+        told = noise_dbfs or (None,) * self._receivers
+        self._noise = 10.0 ** (np.array([math.nan if value is None else value for value in told]) / 10.0)
         if self._config is not None:
             self._width = mel_filterbank(self._config).sum(axis=1).astype(float)
             self._full_scale = _full_scale(self._config)
 
-    def signal_and_noise(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-        """Power of emitter and noise, re full scale, (n, R) each; NaN for receivers that are missing.
+    def level_db(self, windows: Windows) -> np.ndarray:
+        """(n, R) dB re full scale, without noise where that is known; NaN for receivers that are missing."""
+        power = self._power(windows)
+        known = np.isfinite(self._noise)
+        signal = np.where(known, np.maximum(power - self._noise, LEAST_SIGNAL * self._noise), power)
+        with np.errstate(divide="ignore"):
+            return np.where(windows.usable, 10.0 * np.log10(signal), np.nan)
 
-        Where there is no log-mel the noise is unknown and taken for the least power of the window's receivers.
+    def signal(self, windows: Windows) -> np.ndarray:
+        """Power over the noise, re full scale, (n, R); 0 below LEAST_SIGNAL of it, NaN for receivers that are missing.
+
+        Unknown noise is read off the quietest quarter of the bands, which an emitter that fills the band makes too
+        high; without bands it is the least power of the window's receivers.
         """
+        power = self._power(windows)
+        noise = np.where(np.isfinite(self._noise), self._noise, self._quiet(windows, power))
+        signal = np.where(power - noise > LEAST_SIGNAL * noise, power - noise, 0.0)
+        return np.where(windows.usable, signal, np.nan)
+
+    def _power(self, windows: Windows) -> np.ndarray:
         if self._config is None:
-            power = 10.0 ** (np.where(windows.usable, windows.level_db, np.nan) / 10.0)
-            least = np.fmin.reduce(power, axis=1, keepdims=True)
-            return power - least, np.broadcast_to(least, power.shape)
-        power = np.exp(windows.features[:, : self._receivers]).mean(axis=3, dtype=np.float64)
-        density = power / self._width
+            return 10.0 ** (windows.level_db.astype(float) / 10.0)
+        mel = np.exp(windows.features[:, : self._receivers]).mean(axis=3, dtype=np.float64)
+        # Bands at the ends of the scale weigh their bins less: what is in all bands stands for the whole rate.
+        return np.asarray(mel.sum(axis=2) * (self._config.n_fft / self._width.sum()) / self._full_scale)
+
+    def _quiet(self, windows: Windows, power: np.ndarray) -> np.ndarray:
+        """Noise power as the windows themselves tell it, (n, R)."""
+        if self._config is None:
+            least = np.fmin.reduce(np.where(windows.usable, power, np.nan), axis=1, keepdims=True)
+            return np.broadcast_to(least, power.shape)
+        density = np.exp(windows.features[:, : self._receivers]).mean(axis=3, dtype=np.float64) / self._width
         quiet = max(density.shape[2] // 4, 1)
         lowest = np.partition(density, quiet - 1, axis=2)[:, :, :quiet].mean(axis=2)
         # The lowest of noisy values lie 1.27 of their deviations below the mean.
         frames = windows.features.shape[3] * self._config.hop / self._config.n_fft
         looks = max(frames * float(np.median(self._width)), 4.0)
-        noise = lowest * (1.0 + 1.27 / math.sqrt(looks)) * self._width.sum()
-        signal = power.sum(axis=2) - noise
-        signal, noise = (np.where(windows.usable, value / self._full_scale, np.nan) for value in (signal, noise))
-        return signal, noise
-
-    def level_db(self, windows: Windows) -> np.ndarray:
-        """(n, R) dB re full scale, NaN for receivers that are missing."""
-        if self._config is None:
-            return np.where(windows.usable, windows.level_db, np.nan)
-        signal, noise = self.signal_and_noise(windows)
-        return np.asarray(10.0 * np.log10(np.maximum(signal, LEAST_SIGNAL * noise)))
+        return np.asarray(lowest * (1.0 + 1.27 / math.sqrt(looks)) * self._config.n_fft / self._full_scale)
 
 
 def _full_scale(config: MelConfig) -> float:
@@ -179,14 +192,17 @@ class NearestNeighbours:
     """The mean place of the k training windows whose levels are nearest, RADAR of Bahl & Padmanabhan 2000.
 
     Distance is the mean square over the receivers that both windows have. The ellipse is the spread of the neighbours
-    (as a prediction of one more, so a factor of 1 + 1/k over their covariance). No confidence is stated.
+    (as a prediction of one more, so a factor of 1 + 1/k over their covariance). No confidence is stated. `noise_dbfs`:
+    see `Levels`.
     """
 
-    def __init__(self, contract: Contract, *, k: int = NEIGHBOURS) -> None:
+    def __init__(
+        self, contract: Contract, *, k: int = NEIGHBOURS, noise_dbfs: Sequence[float | None] | None = None
+    ) -> None:
         if k < 2:
             raise ConfigError(f"k={k}: at least two neighbours have a spread")
         self.k = k
-        self._levels = Levels(contract)
+        self._levels = Levels(contract, noise_dbfs)
         self._known_db = np.empty((0, len(contract.receivers)))
         self._places_m = np.empty((0, 2))
 
@@ -241,16 +257,15 @@ class NearestNeighbours:
 class WeightedCentroid:
     """The receivers' mean place, weighted by received power without noise; no ellipse, no confidence.
 
-    Source: Blumenthal et al. 2007, with received power for the weight.
+    Source: Blumenthal et al. 2007, with received power for the weight. `noise_dbfs`: see `Levels`.
     """
 
-    def __init__(self, contract: Contract) -> None:
-        self._levels = Levels(contract)
+    def __init__(self, contract: Contract, *, noise_dbfs: Sequence[float | None] | None = None) -> None:
+        self._levels = Levels(contract, noise_dbfs)
         self._places_m = receivers_enu_m(contract)[:, :2]
 
     def locate(self, windows: Windows) -> Answers:
-        signal, noise = self._levels.signal_and_noise(windows)
-        weight = np.where(signal > LEAST_SIGNAL * noise, signal, 0.0)
+        weight = np.nan_to_num(self._levels.signal(windows))
         total = weight.sum(axis=1, keepdims=True)
         answers = Answers.nothing(len(windows))
         heard = total[:, 0] > 0.0
@@ -268,8 +283,8 @@ class ClassicalTdoa:
     connect are needed, else there is no position. The ellipse is the Gauss–Newton covariance with the scatter of the
     residuals, which three receivers do not have, and at least that of PARABOLA_LAGS. No confidence is stated.
 
-    `box_m` (2, 2): south-west and north-east corner of where an emitter may be, in the contract's plane; answers are
-    not held inside. Raises ConfigError without cross_correlation channels or with fewer than three receivers.
+    `box_m` (2, 2): south-west and north-east corner of where an emitter may be, in the contract's plane; the search
+    stays inside. Raises ConfigError without cross_correlation channels or with fewer than three receivers.
     """
 
     def __init__(self, contract: Contract, box_m: np.ndarray) -> None:
@@ -378,6 +393,7 @@ class ClassicalTdoa:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Least absolute residuals from places (n, starts, 2): places and their costs, (n, starts)."""
         reach_m = float(np.linalg.norm(self._box_m[1] - self._box_m[0]))
+        place = np.clip(place, *self._box_m)
         cost = self._cost(place, difference_m, weight)
         damping = np.full(cost.shape, 1e-3)
         for _ in range(GAUSS_NEWTON_STEPS):
@@ -389,7 +405,7 @@ class ClassicalTdoa:
             step = np.linalg.solve(normal + ridge[..., None, None] * np.eye(2), pull[..., None])[..., 0]
             length = np.linalg.norm(step, axis=-1, keepdims=True)
             step *= np.minimum(1.0, 0.25 * reach_m / np.maximum(length, 1e-12))
-            trial = place + step
+            trial = np.clip(place + step, *self._box_m)
             trial_cost = self._cost(trial, difference_m, weight)
             better = trial_cost < cost
             place = np.where(better[..., None], trial, place)

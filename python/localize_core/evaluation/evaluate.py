@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,13 +119,15 @@ def usual_baselines(
     *,
     box_m: np.ndarray,
     compiled: OnnxModel | None = None,
+    noise_dbfs: Sequence[float | None] | None = None,
     training: WindowSource | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Locator], dict[str, str]]:
     """The baselines that the windows allow, by name, and why others are missing.
 
-    `box_m`: see `ClassicalTdoa`. `compiled`: the station's compiled model. `training`: windows that are not evaluated,
-    for the nearest neighbours to know; `progress` is called with the number of each batch of them.
+    `box_m`: see `ClassicalTdoa`. `compiled`: the station's compiled model. `noise_dbfs`: see `Levels`. `training`:
+    windows that are not evaluated, for the nearest neighbours to know; `progress` is called with the number of each
+    batch of them.
     """
     found: dict[str, Locator] = {}
     missing: dict[str, str] = {}
@@ -143,10 +145,13 @@ def usual_baselines(
     add("tdoa", lambda: ClassicalTdoa(source.contract, box_m))
     neighbours = f"knn{NEIGHBOURS}"
     if training is not None:
-        add(neighbours, lambda: NearestNeighbours(source.contract).fit_windows(training, progress=progress))
+        add(
+            neighbours,
+            lambda: NearestNeighbours(source.contract, noise_dbfs=noise_dbfs).fit_windows(training, progress=progress),
+        )
     else:
         missing[neighbours] = "there are no training windows to be near to"
-    add("centroid", lambda: WeightedCentroid(source.contract))
+    add("centroid", lambda: WeightedCentroid(source.contract, noise_dbfs=noise_dbfs))
     return found, missing
 
 

@@ -115,8 +115,8 @@ def comparison(evaluation: Evaluation) -> Table:
         )
         sections.append(groups)
     note = (
-        "Confidence: quantiles of 5, 50 and 95 %. It is calibrated when it is the share of fixes whose truth lies in the "
-        f"{100.0 * VALID_PROBABILITY:g} % ellipse. "
+        "Confidence: quantiles of 5, 50 and 95 %. It is calibrated when it is the share of fixes whose truth lies in "
+        f"the {100.0 * VALID_PROBABILITY:g} % ellipse. "
     )
     return Table(
         "Accuracy, ellipses and confidence",

@@ -241,16 +241,30 @@ def level_source(make_source, make_spec):
 
 
 def test_levels_are_those_of_the_signal(level_source):
-    """Read off log-mel, they are the emitter's without the noise, also below it."""
+    """Of known noise, they are the emitter's without it, also below it."""
     source = level_source(12, snr_db=3.0, time_steps=40, period=100)
     windows = windows_of(source)
-    found = Levels(source.contract).level_db(windows)
+    levels = Levels(source.contract, (-50.0,) * 5)
+    found = levels.level_db(windows)
     expected = windows.snr_db - 50.0  # the noise is at -50 dBFS
     clear = windows.snr_db > -6.0
     assert clear.sum() > 30
     assert found[clear] == pytest.approx(expected[clear], abs=1.0)
+    assert 10.0 * np.log10(levels.signal(windows)[clear]) == pytest.approx(expected[clear], abs=1.0)
     silent = windows_of(level_source(2, time_steps=40, period=1))
-    assert Levels(source.contract).level_db(silent).max() < -60.0
+    assert levels.level_db(silent) == pytest.approx(np.full((2, 5), -63.0), abs=0.02)
+    assert levels.signal(silent) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("bandwidth", [0.2, 0.4])
+def test_unknown_noise_is_read_off_quiet_bands(level_source, bandwidth):
+    source = level_source(12, snr_db=3.0, time_steps=40, period=100, bandwidth=bandwidth)
+    windows = windows_of(source)
+    levels = Levels(source.contract)
+    clear = windows.snr_db > 0.0
+    assert 10.0 * np.log10(levels.signal(windows)[clear]) == pytest.approx(windows.snr_db[clear] - 50.0, abs=1.0)
+    # nothing is taken out of levels then: they are the power that is there
+    assert levels.level_db(windows) == pytest.approx(windows.level_db, abs=0.3)
 
 
 def test_levels_without_log_mel_are_the_mean_power(make_source):
