@@ -255,6 +255,8 @@ def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
     wanted = [receiver.source.path for receiver in station.receiver if hasattr(receiver.source, "path")]
     if station.model.uri != "compiled":
         wanted.append(Path(station.model.uri))
+    if station.played_scene is not None and station.played_scene.channels:
+        wanted.append(Path(station.played_scene.channels))
     folders = [sink.path.parent for sink in station.publish.file]
     missing = [place for place in (*wanted, *folders) if not place.exists()]
     for place in missing:

@@ -183,6 +183,11 @@ def test_station_is_checked(tmp_path: Path) -> None:
     assert "latitude" in wrong.message
     assert "500" in wrong.message
 
+    simulated = STATION.replace('kind = "kiwi-wav", path = "north.wav"', 'kind = "scene"')
+    station.write_text(f'{simulated}\n[scene]\nchannels = "town.npz"\n')
+    (missing,) = check_station(station)
+    assert f"names {tmp_path / 'town.npz'}, which is not there" in missing.message
+
 
 @pytest.mark.usefixtures("definitions_of_this_tree")
 def test_output_and_exit_code(tmp_path: Path) -> None:

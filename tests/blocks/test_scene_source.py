@@ -75,6 +75,35 @@ def test_endless_until_stopped():
     assert len(sink.data()) == 50_000
 
 
+def test_places_of_a_channel_data_set(tmp_path):
+    """What the file says is what comes out: two receivers, row after row, at the set's level over its noise."""
+    rng = np.random.default_rng(3)
+    np.savez(
+        tmp_path / "set.npz",
+        receivers_enu_m=np.array([[0.0, 0.0, 10.0], [500.0, 0.0, 10.0]]),
+        transmitters_enu_m=rng.uniform(-200.0, 200.0, (5, 3)),
+        tap_gain=np.full((5, 2, 1), 1.0, np.complex64) * np.array([[1.0], [10.0]], np.complex64),
+        tap_delay_ns=rng.uniform(100.0, 900.0, (5, 2, 1)).astype(np.float32),
+        noise_gain=0.1,
+        frequency_hz=77.5e3,
+        origin_wgs84=np.array([47.05, 8.2, 0.0]),
+        receiver_names=np.array(["west", "east"]),
+    )
+    receivers = [("east", 47.05, 8.20658, 10.0), ("west", 47.05, 8.2, 10.0)]
+    fields = {"channels": str(tmp_path / "set.npz"), "channel_rows": (4, 1), "dwell_s": 0.25, "bandwidth_hz": 5e3}
+    source = localize.scene_source(receivers, RATE_HZ, 77.5e3, duration_s=1.0, **fields)
+    sinks = [blocks.vector_sink_c() for _ in receivers]
+    graph = gr.top_block()
+    for port, sink in enumerate(sinks):
+        graph.connect((source, port), sink)
+    graph.run()
+    assert source.failure is None
+    received = np.array([sink.data() for sink in sinks], np.complex64)
+    np.testing.assert_array_equal(received, source.scene.samples(0, round(RATE_HZ)))
+    level_db = 10 * np.log10(np.mean(np.abs(received) ** 2, axis=1))
+    np.testing.assert_allclose(level_db, 10 * np.log10([1e-2 + 1e-6, 1e-4 + 1e-6]), atol=0.5)  # noise at -60 dBFS
+
+
 @pytest.mark.parametrize(
     ("parameters", "match"),
     [
@@ -86,6 +115,8 @@ def test_endless_until_stopped():
         ({"sample_rate_hz": 0.0}, "sample_rate_hz=0.0"),
         ({"waveform": "lora"}, "scene.waveform='lora'"),
         ({"colour": "blue"}, "scene.colour='blue'"),
+        ({"track": ()}, "scene.track=.*needs at least one point, or `channels`"),
+        ({"channels": "set.npz"}, "scene: track=.*means nothing with a channel data set"),
     ],
 )
 def test_refused(parameters, match):

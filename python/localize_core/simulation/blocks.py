@@ -45,7 +45,7 @@ def generator(seed: int, purpose: Purpose, *indices: int) -> np.random.Generator
 
 
 def complex_normal(draw: np.random.Generator, count: int, rms: float) -> Samples:
-    """Circular complex Gaussian numbers of the given rms magnitude, complex64 (count,), none beyond 4.8 times of it.
+    """Circular complex Gaussian numbers of the given rms magnitude, complex64 (count,), none beyond 4.9 times of it.
 
     Three times as fast as numpy's own, and simulated IQ is mostly noise. 64 random bits give magnitude and angle.
     Source: Box and Muller 1958.
@@ -57,9 +57,8 @@ def complex_normal(draw: np.random.Generator, count: int, rms: float) -> Samples
     power += NOT_ZERO
     np.log(power, out=power)
     power *= np.float32(-rms * rms)
-    magnitude = np.sqrt(np.maximum(power, 0.0, out=power), out=power)
     angle *= HALF_TURN
-    return _polar(magnitude, angle)
+    return _polar(np.sqrt(power, out=power), angle)
 
 
 def phasor(cycles: Floats) -> Samples:
@@ -71,8 +70,9 @@ def phasor(cycles: Floats) -> Samples:
 
 def _polar(magnitude: NDArray[np.float32] | np.float32, angle: NDArray[np.float32]) -> Samples:
     result = np.empty(angle.shape, np.complex64)
-    np.multiply(magnitude, np.cos(angle), out=result.real)
-    np.multiply(magnitude, np.sin(angle), out=result.imag)
+    part = np.cos(angle)
+    np.multiply(magnitude, part, out=result.real)
+    np.multiply(magnitude, np.sin(angle, out=part), out=result.imag)
     return result
 
 

@@ -107,7 +107,9 @@ class FreeSpace:
     def __init__(
         self, config: SceneConfig, receivers: Sequence[Placed], *, sample_rate_hz: float, frequency_hz: float
     ) -> None:
-        self._config, self._receivers = config, receivers
+        self._config = config
+        places = np.array([(r.latitude, r.longitude, r.altitude_m) for r in receivers], np.float64)
+        self._places = (places[:, :1], places[:, 1:2], places[:, 2:])
         self._rate_hz, self._frequency_hz = sample_rate_hz, frequency_hz
         self._track = Track(config.track, speed_mps=config.speed_mps, loop=config.loop)
         self._shadowing = Shadowing(config, len(receivers)) if config.shadowing_db else None
@@ -121,7 +123,7 @@ class FreeSpace:
 
     def paths(self, first: int, size: int, visit: int) -> Paths:
         delay_s, amplitude = self._between(first, size)
-        gains = np.ones((len(self._receivers), 1), np.complex128)
+        gains = np.ones((len(delay_s), 1), np.complex128)
         return Paths(gains, delay_s[:, None], amplitude, -self._frequency_hz * delay_s)
 
     def _between(self, first: int, size: int) -> tuple[Floats, Floats]:
@@ -131,7 +133,9 @@ class FreeSpace:
             edges_s = (group * GROUP + np.arange(GROUP + 1)) * (size / self._rate_hz)
             if not self._track.moving:
                 edges_s = np.zeros(1)
-            self._group = group, self.delay_s(edges_s), 10.0 ** (self.level_dbfs(edges_s) / 20.0)
+            paths_m = self._distance_m(edges_s)
+            level_dbfs = self._level_dbfs(edges_s, paths_m)
+            self._group = group, paths_m / SPEED_OF_LIGHT_MPS, 10.0 ** (level_dbfs / 20.0)
         _, delay_s, amplitude = self._group
         ends = [index, index + 1] if self._track.moving else [0, 0]
         return delay_s[:, ends], amplitude[:, ends]
@@ -140,12 +144,16 @@ class FreeSpace:
         return self._distance_m(elapsed_s) / SPEED_OF_LIGHT_MPS
 
     def level_dbfs(self, elapsed_s: Floats) -> Floats:
-        distance_km = np.maximum(self._distance_m(elapsed_s), NEAREST_M) / 1000.0
-        level_db = self._config.level_dbfs_at_1km - 10.0 * self._config.path_loss_exponent * np.log10(distance_km)
-        result: Floats = level_db
+        return self._level_dbfs(elapsed_s, self._distance_m(elapsed_s))
+
+    def _level_dbfs(self, elapsed_s: Floats, paths_m: Floats) -> Floats:
+        distance_km = np.maximum(paths_m, NEAREST_M) / 1000.0
+        level_dbfs: Floats = self._config.level_dbfs_at_1km - 10.0 * self._config.path_loss_exponent * np.log10(
+            distance_km
+        )
         if self._shadowing is not None:
-            result = level_db + self._shadowing(*self.position(elapsed_s))
-        return result
+            level_dbfs += self._shadowing(*self.position(elapsed_s))
+        return level_dbfs
 
     def position(self, elapsed_s: Floats) -> tuple[Floats, Floats]:
         return self._track.position(elapsed_s)
@@ -154,17 +162,12 @@ class FreeSpace:
         return self._track.along(np.linspace(0.0, self._track.length_m, count))
 
     def _distance_m(self, elapsed_s: Floats) -> Floats:
-        paths = []
-        for receiver in self._receivers:
-            place = (receiver.latitude, receiver.longitude, receiver.altitude_m)
-            sent_s = elapsed_s
-            for _ in range(2 if self._track.moving else 1):
-                # What is heard now was sent a delay ago, from where the emitter was then.
-                latitude, longitude = self.position(sent_s)
-                path_m = distance_m(latitude, longitude, np.full(latitude.shape, self._config.altitude_m), place)
-                sent_s = elapsed_s - path_m / SPEED_OF_LIGHT_MPS
-            paths.append(path_m)
-        return np.stack(paths)
+        sent_s = elapsed_s
+        for _ in range(2 if self._track.moving else 1):
+            # What is heard now was sent a delay ago, from where the emitter was then.
+            paths_m = distance_m(*self.position(sent_s), self._config.altitude_m, self._places)
+            sent_s = elapsed_s - paths_m / SPEED_OF_LIGHT_MPS
+        return np.broadcast_to(paths_m, (len(self._places[0]), *np.shape(elapsed_s)))
 
 
 class Recorded:

@@ -137,73 +137,76 @@ class Scene:
         return FreeSpace(config, self.receivers, **rates)
 
     def _make_block(self, index: int) -> Samples:
-        received = self._heard(index) if self.config.waveform != "none" else None
+        received = np.zeros((len(self.receivers), self._size), np.complex64)
+        if self.config.waveform != "none":
+            self._hear(index * self._size, received)
         draw = generator(self.config.seed, Purpose.NOISE, index)
-        noise = np.stack([complex_normal(draw, self._size, rms) for rms in self._noise_rms])
-        if received is None:
-            received = noise
-        else:
-            received += noise
+        for samples, rms in zip(received, self._noise_rms, strict=True):
+            samples += complex_normal(draw, self._size, rms)
         if self.config.adc_bits is not None:
             received = quantise(received, self.config.adc_bits)
         received.flags.writeable = False
         return received
 
-    def _heard(self, index: int) -> Samples:
-        """Block `index` without noise: complex64, (R, size)."""
-        first, size, dwell = index * self._size, self._size, self._propagation.dwell
-        if dwell is None:
-            return self._through(first, 0)
-        visits = range(first // dwell, (first + size - 1) // dwell + 1)
-        if len(visits) == 1:
-            return self._through(first, visits[0])
-        pieces = [
-            self._through(first, visit)[:, max(visit * dwell - first, 0) : (visit + 1) * dwell - first]
-            for visit in visits
-        ]
-        return np.concatenate(pieces, axis=1)
+    def _hear(self, first: int, received: Samples) -> None:
+        """Write samples [first, first + size) without noise to `received`, complex64 (R, size)."""
+        dwell = self._propagation.dwell
+        last = first + self._size - 1
+        visits = [0] if dwell is None else range(first // dwell, last // dwell + 1)
+        if dwell is None or len(visits) == 1:
+            self._through(first, visits[0], received)
+            return
+        for visit in visits:
+            heard = np.empty_like(received)
+            self._through(first, visit, heard)
+            there = slice(max(visit * dwell - first, 0), (visit + 1) * dwell - first)
+            received[:, there] = heard[:, there]
 
-    def _through(self, first: int, visit: int) -> Samples:
-        """Samples [first, first + size) as they are heard at the visited place: complex64, (R, size)."""
+    def _through(self, first: int, visit: int, out: Samples) -> None:
+        """Write samples [first, first + size) as they are heard in dwell `visit` to `out`, complex64 (R, size)."""
         behind, matrices, drift = self._steady_filters(visit) if self._steady else self._filters(first, visit)
-        receivers, reach = matrices.shape[:2]
-        windows = np.empty((receivers, self._size // ROW, reach), np.complex64)
-        count = self._size - ROW + reach
-        farthest = int(behind.max())
-        if farthest - int(behind.min()) <= self._size:
-            emitted = self._emitted(first - farthest, count + farthest - int(behind.min()))
-            for receiver, skipped in enumerate((farthest - behind).tolist()):
-                windows[receiver] = interpolation.rows(emitted[skipped:], self._size, reach)
-        else:
-            for receiver, back in enumerate(behind.tolist()):
-                windows[receiver] = interpolation.rows(self._emitted(first - back, count), self._size, reach)
-        heard: Samples = np.matmul(windows, matrices)
+        _, reach, columns = matrices.shape
+        emitted = self._emitted_before(first, behind, self._size - ROW + reach)
+        windows = np.empty((self._size // ROW, reach), np.complex64)
+        if self._turning:
+            start, exponent = self._common(first, visit)
+            column = start * np.exp(exponent * (np.arange(columns) % ROW / self._size))
+            matrices = matrices * column.astype(np.complex64)[:, None]
+            row = np.exp(exponent * (np.arange(0, self._size, ROW) / self._size)).astype(np.complex64)
         if self._drifting:
             late = drift[:, None] * (np.arange(self._size) / self._size - 0.5)
-            heard = heard[:, :, :ROW] + late.reshape(receivers, -1, ROW).astype(np.float32) * heard[:, :, ROW:]
-        if self._turning:
-            heard *= self._turn(first, visit)
-        return heard.reshape(receivers, self._size)
+            late = late.astype(np.float32).reshape(len(out), -1, ROW)
+            both = np.empty((self._size // ROW, columns), np.complex64)
+        for index, samples in enumerate(out.reshape(len(out), -1, ROW)):
+            windows[:] = interpolation.rows(emitted[index], self._size, reach)
+            if self._drifting:
+                np.matmul(windows, matrices[index], out=both)
+                np.multiply(both[:, ROW:], late[index], out=samples)
+                samples += both[:, :ROW]
+            else:
+                np.matmul(windows, matrices[index], out=samples)
+            if self._turning:
+                samples *= row[index, :, None]
+
+    def _emitted_before(self, first: int, behind: NDArray[np.int64], count: int) -> list[Samples]:
+        """What was sent from `behind` (R,) samples before `first` on: complex64, (count,) or more, for each."""
+        farthest, spread = int(behind.max()), int(behind.max() - behind.min())
+        if spread > self._size:
+            return [self._emitted(first - back, count) for back in behind.tolist()]
+        emitted = self._emitted(first - farthest, count + spread)
+        return [emitted[farthest - back :] for back in behind.tolist()]
 
     def _filters(self, first: int, visit: int) -> tuple[NDArray[np.int64], Samples, Floats]:
         """What makes the emitted signal the received one over a block: `behind` and matrices, see `interpolation`.
 
         And by how many samples each receiver's delays grow from its first sample to the next block's, (R,): in the
-        middle they are those of the filters. What paths have in common is in it unless it turns.
+        middle they are those of the filters. What paths have in common is in the matrices unless it turns.
         """
         paths = self._propagation.paths(first, self._size, visit)
         late = (paths.delay_s - self.errors.clock_s(self._edges_s(first))[:, None]) * self.sample_rate_hz
         gains = paths.gains if self._turning else paths.gains * self._common(first, visit)[0]
         behind, weights = interpolation.filters(late.mean(axis=2), gains, drifting=self._drifting)
         return behind, interpolation.row_matrices(weights), late[:, 0, 1] - late[:, 0, 0]
-
-    def _turn(self, first: int, visit: int) -> Samples:
-        """The factor that all paths have in common, sample by sample: complex64, (R, size / ROW, ROW)."""
-        start, exponent = self._common(first, visit)
-        row = start * np.exp(exponent * (np.arange(0, self._size, ROW) / self._size))
-        column = np.exp(exponent * (np.arange(ROW) / self._size))
-        turn: Samples = row.astype(np.complex64)[:, :, None] * column.astype(np.complex64)[:, None, :]
-        return turn
 
     def _common(self, first: int, visit: int) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
         """Factor at the first sample, and exponent by which it becomes that of the next block, (R, 1) each."""

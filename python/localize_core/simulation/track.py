@@ -53,15 +53,14 @@ class Track:
         return latitude, (longitude + 180.0) % 360.0 - 180.0
 
 
-def distance_m(latitude: Floats, longitude: Floats, altitude_m: Floats, other: tuple[float, float, float]) -> Floats:
-    """Length of the path from arrays of places to `other` = (latitude, longitude, altitude_m), metres.
+def distance_m(latitude: Floats, longitude: Floats, altitude_m: float, other: tuple[Floats, Floats, Floats]) -> Floats:
+    """Length of the path from places to `other` = (latitude, longitude, altitude_m), all broadcast, metres.
 
     The geodesic at the mean of both heights and the height difference at right angles: within centimetres of the
     straight line up to 30 km, and along the ground beyond the horizon.
     """
-    shape = np.shape(latitude)
-    ends = (longitude, latitude, np.full(shape, other[1]), np.full(shape, other[0]))
-    surface = np.array(GEOD.inv(*(np.asarray(end).tolist() for end in ends))[2])  # arrays of one would become numbers
+    ends = np.broadcast_arrays(longitude, latitude, other[1], other[0])
+    surface_m = np.reshape(GEOD.inv(*(end.ravel().tolist() for end in ends))[2], ends[0].shape)
     mean_height_m = (altitude_m + other[2]) / 2.0
-    result: Floats = np.hypot(surface * (1.0 + mean_height_m / MEAN_RADIUS_M), altitude_m - other[2])
+    result: Floats = np.hypot(surface_m * (1.0 + mean_height_m / MEAN_RADIUS_M), altitude_m - other[2])
     return result

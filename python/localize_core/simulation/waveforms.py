@@ -112,8 +112,7 @@ class OverlapNoise:
         self._length, self._fade, self.size = len(amplitudes), fade, len(amplitudes) - fade
         self._occupied = np.flatnonzero(amplitudes)
         self._scale = (amplitudes[self._occupied] * self._length).astype(np.float32)
-        rise = np.sin(0.5 * np.pi * (np.arange(fade) + 0.5) / fade)
-        self._window = np.concatenate([rise, np.ones(self.size - fade), rise[::-1]]).astype(np.float32)
+        self._window = _sine_edges(len(amplitudes), fade)
         self._seed, self._purpose, self._gains = seed, purpose, gains
         self._segment = functools.lru_cache(maxsize=2)(self._make_segment)
 
@@ -136,6 +135,13 @@ class OverlapNoise:
         segment: Samples = scipy.fft.ifft(spectrum, overwrite_x=True)
         segment *= self._window
         return segment
+
+
+@functools.lru_cache(maxsize=4)
+def _sine_edges(length: int, fade: int) -> NDArray[np.float32]:
+    """A window that rises and falls with the sine of up to a quarter turn within `fade` samples."""
+    rise = np.sin(0.5 * np.pi * (np.arange(fade) + 0.5) / fade)
+    return np.concatenate([rise, np.ones(length - 2 * fade), rise[::-1]]).astype(np.float32)
 
 
 class Voice:
@@ -214,10 +220,17 @@ def _none(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Pieces:
 
 def _noise(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Pieces:
     length = max(NOISE_SEGMENT, 1 << math.ceil(math.log2(NOISE_BINS * sample_rate_hz / bandwidth_hz)))
-    band = np.abs(scipy.fft.fftfreq(length, 1.0 / sample_rate_hz)) <= bandwidth_hz / 2.0
-    amplitudes = band / math.sqrt(np.count_nonzero(band))
+    amplitudes = _flat_band(length, bandwidth_hz / sample_rate_hz)
     noise = OverlapNoise(amplitudes, fade=length // 4, seed=seed, purpose=Purpose.WAVEFORM)
     return Pieces(noise.size, noise.block)
+
+
+@functools.lru_cache(maxsize=4)
+def _flat_band(length: int, bandwidth: float) -> Floats:
+    """Amplitudes of FFT bins of unit power over `bandwidth` times the sample rate."""
+    band = np.abs(scipy.fft.fftfreq(length)) <= bandwidth / 2.0
+    amplitudes: Floats = band / math.sqrt(np.count_nonzero(band))
+    return amplitudes
 
 
 def _nbfm(bandwidth_hz: float, sample_rate_hz: float, seed: int) -> Pieces:

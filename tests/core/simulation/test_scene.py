@@ -352,10 +352,9 @@ def test_a_ray_traced_place_sounds_as_its_paths_say(data_dir):
     """Transfer function over the band, by averaged cross spectra, against the sum of the paths."""
     channels = load_channels(data_dir / "munich-raytrace" / "train.npz")
     row, rate_hz = 100, 20e6
-    config = SceneConfig(
-        channel_rows=(row,), waveform="noise", bandwidth_hz=14e6, noise_dbfs=-200.0, emitter_gain_db=80
-    )
     fields = {"channel_rows": (row,), "bandwidth_hz": 14e6, "noise_dbfs": -200.0, "emitter_gain_db": 80.0}
+    rates = {"sample_rate_hz": rate_hz, "frequency_hz": 2.4e9}
+    built = Scene(SceneConfig(**fields), channels.receivers, **rates, channels=channels)
     received = built.samples(0, 400_000)
     emitted = waveform("noise", bandwidth_hz=14e6, sample_rate_hz=rate_hz, seed=1)(0, 400_000)
     segments = {"fs": rate_hz, "nperseg": 4096, "return_onesided": False, "detrend": False}

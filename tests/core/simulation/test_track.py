@@ -52,10 +52,10 @@ def test_distance_is_the_straight_line_nearby():
     here = np.array(to_ecef.transform(8.0, 47.0, 1200.0))
     there = np.array(to_ecef.transform(far_longitude, far_latitude, np.full(3, 400.0)))
     straight_m = np.linalg.norm(there - here[:, None], axis=0)
-    measured_m = distance_m(far_latitude, far_longitude, np.full(3, 400.0), (47.0, 8.0, 1200.0))
+    measured_m = distance_m(far_latitude, far_longitude, 400.0, tuple(np.array([47.0, 8.0, 1200.0])))
     np.testing.assert_allclose(measured_m, straight_m, atol=0.1)
 
 
 def test_distance_is_the_geodesic_far_away():
-    path_m = distance_m(np.array([50.0152]), np.array([9.0112]), np.array([0.0]), (46.499351, 8.798828, 0.0))
+    path_m = distance_m(np.array([50.0152]), np.array([9.0112]), 0.0, tuple(np.array([46.499351, 8.798828, 0.0])))
     assert path_m[0] == pytest.approx(GEOD.inv(9.0112, 50.0152, 8.798828, 46.499351)[2])

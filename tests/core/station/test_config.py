@@ -267,7 +267,7 @@ def test_a_scene_source_without_a_scene():
 
 def test_too_many_receivers():
     one = MINIMAL[MINIMAL.index("[[receiver]]") : MINIMAL.index("[area]")]
-    many = "".join(one.replace("north", f"n{k}").replace('"south"', f'"s{k}"') for k in range(9))
+    many = "".join(one.replace("north", f"n{k}").replace('"south"', f'"s{k}"') for k in range(17))
     with pytest.raises(ConfigError, match="receiver"):
         parse(MINIMAL.replace(one, many))
 
@@ -311,3 +311,15 @@ def test_publishing_is_one_table_or_many(tmp_path):
 
 def test_a_clock_that_is_told():
     assert not parse(with_table("[station]", "common_clock = false")).has_common_clock
+
+
+def test_a_channel_data_set_lies_beside_the_station_file():
+    text = MINIMAL.replace("track = [[47.0, 8.0]]", 'channels = "town.npz"\nchannel_rows = [3, 1]')
+    station = parse_station(text, folder=Path("/somewhere"))
+    assert station.scene is not None
+    assert station.scene.channels == "/somewhere/town.npz"
+    assert station.scene.channel_rows == (3, 1)
+    with pytest.raises(ConfigError, match=r"scene: speed_mps=2\.0: means nothing with a channel data set"):
+        parse_station(text + "speed_mps = 2.0", folder=Path())
+    with pytest.raises(ConfigError, match=r"scene\.track: needs at least one point, or `channels`"):
+        parse_station(MINIMAL.replace("track = [[47.0, 8.0]]", ""), folder=Path())

@@ -501,3 +501,20 @@ def test_what_is_planned_compiles(seed, tmp_path):
     model = OnnxModel(tmp_path / "m.onnx")
     check_golden(model)
     assert math.isfinite(model.contract.golden.position[0])
+
+
+def test_clocks_of_a_scene_are_as_uncertain_as_it_says():
+    exact, off = (
+        np.array(plan_station(station_of(more=more)).spec.timing.receiver_sigma_m) / SPEED_OF_LIGHT_MPS * 1e9
+        for more in ("", "clock_offset_ns = 30.0\ntiming_jitter_ns = 40.0")
+    )
+    assert np.sqrt(off**2 - exact**2) == pytest.approx(50.0)
+
+
+def test_paths_of_a_channel_data_set_are_not_straight():
+    straight = station_of()
+    assert straight.scene is not None
+    scene = straight.scene.model_copy(update={"channels": "set.npz", "track": ()})
+    bent = straight.model_copy(update={"scene": scene})
+    floors_m = [plan_station(station).spec.timing.path.floor_sigma_m for station in (straight, bent)]
+    assert floors_m == [0.0, 15.0]
