@@ -1,0 +1,1 @@
+"""From labelled windows to a calibrated ONNX model. Needs PyTorch, which nothing else here does."""

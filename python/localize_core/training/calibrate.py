@@ -1,0 +1,125 @@
+"""Calibration: what the network says of its own errors, corrected on windows that it has never seen.
+
+The ellipse: a power law between the covariance that is stated and the one that is found, by likelihood, and then one
+factor that brings the shares inside the ellipses of several probabilities as near to their nominal values as it can.
+The confidence: a line through the logit (Platt 1999).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from scipy.stats import chi2
+
+from localize_core.dataset.windows import Label
+from localize_core.errors import ModelError
+from localize_core.evaluation.metrics import PROBABILITIES
+from localize_core.training.fit import predict, scaled_truth
+from localize_core.training.network import Answer, Layout
+from localize_core.training.summaries import Summaries
+
+LEAST_WINDOWS = 50
+STEEPEST = 0.5
+"""The power law may stretch the logarithm of stated volumes by half of it, no more."""
+WORST = 0.08
+"""A share inside an ellipse may be off by this on the calibration windows themselves; else it is no calibration."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`ellipse`, `confidence`: for `Calibrated`. `containment`: shares inside by probability, on the calibration
+    windows after it. `windows`: how many had a place."""
+
+    ellipse: tuple[float, float, float]
+    confidence: tuple[float, float]
+    containment: dict[str, float]
+    windows: int
+
+
+def calibrate(layout: Layout, answer: Answer, summaries: Summaries) -> Calibration:
+    """Fit the calibration on `summaries`. Raises ModelError where it fails: too few windows, or no scale makes the
+    ellipses hold what they say.
+    """
+    inside = summaries.inside
+    count = int(inside.sum())
+    if count < LEAST_WINDOWS:
+        raise ModelError(f"calibration: {count} windows with an emitter in the area, at least {LEAST_WINDOWS} needed")
+    position, covariance, logit = (part.numpy().astype(float) for part in predict(answer, summaries))
+    truth = scaled_truth(layout, summaries.truth_m[inside]).numpy().astype(float)
+    squared, volume = _squared(position[inside], covariance[inside], truth)
+    if not np.isfinite(squared).all():
+        raise ModelError("calibration: the network's answers are not finite")
+    # A sound scale for windows that count each source once: repeats of one place are not independent.
+    weight = _even_weights(summaries.source[inside])
+    middle = float(np.average(volume, weights=weight))
+
+    def nll(parameters: np.ndarray) -> float:
+        log_scale = parameters[0] + parameters[1] * (volume - middle)
+        return float(np.average(0.5 * squared * np.exp(-log_scale) + log_scale, weights=weight))
+
+    slope = float(minimize(nll, [0.0, 0.0], method="L-BFGS-B", bounds=[(-6.0, 6.0), (-STEEPEST, STEEPEST)]).x[1])
+    bent = squared * np.exp(-slope * (volume - middle))
+
+    def misfit(log_scale: float) -> float:
+        shares = {key: np.average(bent * np.exp(-log_scale) <= chi2.ppf(p, 2), weights=weight) for key, p in _LEVELS}
+        return float(sum((shares[key] - p) ** 2 / (p * (1.0 - p)) for key, p in _LEVELS))
+
+    # The shares are steps: a fine grid first, then the best of it.
+    grid = np.linspace(-5.0, 5.0, 1001)
+    start = grid[int(np.argmin([misfit(value) for value in grid]))]
+    scale = float(minimize_scalar(misfit, bounds=(start - 0.02, start + 0.02), method="bounded").x)
+    containment = {
+        key: float(np.average(bent * np.exp(-scale) <= chi2.ppf(p, 2), weights=weight)) for key, p in _LEVELS
+    }
+    worst = max(_LEVELS, key=lambda level: abs(containment[level[0]] - level[1]))
+    if abs(containment[worst[0]] - worst[1]) > WORST:
+        raise ModelError(
+            f"calibration: no scale makes the ellipses hold what they say: the one of {worst[0]} % holds "
+            f"{100.0 * containment[worst[0]]:.1f} %"
+        )
+    return Calibration(
+        ellipse=(scale, slope, middle),
+        confidence=_platt(logit[:, 0], summaries.label == Label.INSIDE),
+        containment=containment,
+        windows=count,
+    )
+
+
+_LEVELS = tuple(PROBABILITIES.items())
+
+
+def apply(calibration: Calibration, module: torch.nn.Module) -> None:
+    """Write a calibration into a `Calibrated` network."""
+    module.ellipse.copy_(torch.tensor(calibration.ellipse))  # type: ignore[operator,union-attr]
+    module.confidence.copy_(torch.tensor(calibration.confidence))  # type: ignore[operator,union-attr]
+
+
+def _squared(position: np.ndarray, covariance: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared Mahalanobis distances and log determinants, (n,) each."""
+    e, n = (truth - position).T
+    xx, xy, yy = covariance.T
+    determinant = np.maximum(xx * yy - xy * xy, 1e-20)
+    return (yy * e * e - 2.0 * xy * e * n + xx * n * n) / determinant, np.log(determinant)
+
+
+def _even_weights(source: np.ndarray) -> np.ndarray:
+    _, number, counts = np.unique(source, return_inverse=True, return_counts=True)
+    weights: np.ndarray = 1.0 / counts[np.asarray(number).reshape(-1)]
+    return weights
+
+
+def _platt(logit: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the logit, by likelihood, with Platt's targets that keep separable data finite."""
+    if valid.all() or not valid.any():
+        return 1.0, 0.0
+    target = np.where(valid, (valid.sum() + 1.0) / (valid.sum() + 2.0), 1.0 / ((~valid).sum() + 2.0))
+
+    def loss(parameters: np.ndarray) -> float:
+        z = parameters[0] * logit + parameters[1]
+        return float(np.mean(np.logaddexp(0.0, z) - target * z))
+
+    slope, offset = minimize(loss, [1.0, 0.0], method="L-BFGS-B", bounds=[(0.05, 5.0), (-10.0, 10.0)]).x
+    return float(slope), float(offset)

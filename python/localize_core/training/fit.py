@@ -1,0 +1,241 @@
+"""Training by likelihood, with early stopping, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from localize_core.dataset.windows import Label
+from localize_core.errors import ConfigError, ModelError
+from localize_core.training.network import LEVEL_SCALE_DB, Answer, Layout, gaussian_nll
+from localize_core.training.summaries import Summaries
+
+GRADIENT_LIMIT = 1.0
+NLL_LIMIT = 30.0
+"""A single window counts no more than this: an impossible one must not undo what the others teach."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a network is trained. Raises ConfigError if a value cannot work.
+
+    `level_jitter_db`: standard deviation of what is added to each receiver's level anew in every epoch: no place shall
+    be known by tenths of a decibel; `profile_jitter` does the same to correlation profiles, in the network's units.
+    `patience`: epochs without a better validation loss after which training ends.
+    """
+
+    epochs: int = 40
+    batch: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    hidden: int = 128
+    dropout: float = 0.4
+    level_jitter_db: float = 5.0
+    profile_jitter: float = 0.5
+    patience: int = 12
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 100_000),
+            ("batch", 2, 65_536),
+            ("learning_rate", 1e-7, 1.0),
+            ("weight_decay", 0.0, 10.0),
+            ("hidden", 8, 4096),
+            ("dropout", 0.0, 0.9),
+            ("level_jitter_db", 0.0, 20.0),
+            ("profile_jitter", 0.0, 2.0),
+            ("patience", 1, 100_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name}={getattr(self, name)}: must lie between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to: mean losses (nats), the median error on the validation windows, and whether it is the
+    best so far."""
+
+    number: int
+    train_loss: float
+    validation_loss: float
+    validation_median_m: float
+    is_best: bool
+
+
+OnEpoch = Callable[[Epoch], None]
+
+
+def device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fit(
+    layout: Layout,
+    train: Summaries,
+    validation: Summaries,
+    config: FitConfig,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[Answer, list[Epoch]]:
+    """Train a network on `train`, keep the weights that did best on `validation`.
+
+    `checkpoint`: written after every epoch, whole or not at all. `resume`: go on from it; without one training begins.
+    Same data, seed and machine, same result, interrupted or not.
+    Raises ConfigError without windows that have a place, ModelError for a checkpoint of another training.
+    """
+    if not train.inside.any() or not validation.inside.any():
+        raise ConfigError("no window of the training or of the validation split has an emitter in the area")
+    torch.manual_seed(config.seed)
+    where = device()
+    answer = Answer(layout, hidden=config.hidden, dropout=config.dropout).to(where)
+    optimiser = torch.optim.AdamW(answer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    steps = math.ceil(len(train) / config.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, config.learning_rate, total_steps=config.epochs * steps, pct_start=0.1
+    )
+    history: list[Epoch] = []
+    best, best_weights = math.inf, _copied(answer)
+    fingerprint = {"layout": asdict(layout), "config": asdict(config), "windows": [len(train), len(validation)]}
+    if resume and checkpoint is not None and checkpoint.exists():
+        state = _loaded(checkpoint, fingerprint)
+        answer.load_state_dict(state["weights"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        best, best_weights = state["best"], state["best_weights"]
+        history = [Epoch(**epoch) for epoch in state["history"]]
+    data, held = _on(train, where), _on(validation, where)
+    for number in range(len(history), config.epochs):
+        if history and number - _best_number(history) > config.patience:
+            break
+        # Everything random in an epoch follows from its number: a resumed training draws what it would have drawn.
+        torch.manual_seed(hash((config.seed, number)) % 2**31)
+        order = np.random.default_rng([config.seed, number]).permutation(len(train))
+        answer.train()
+        total = 0.0
+        for start in range(0, len(order), config.batch):
+            index = torch.from_numpy(order[start : start + config.batch]).to(where)
+            batch = tuple(part[index] for part in data)
+            loss = _loss(answer, _jittered(batch, config), layout)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(answer.parameters(), GRADIENT_LIMIT)
+            optimiser.step()
+            schedule.step()
+            total += float(loss.detach()) * len(index)
+        validation_loss, median_m = _validate(answer, held, layout)
+        is_best = validation_loss < best
+        if is_best:
+            best, best_weights = validation_loss, _copied(answer)
+        history.append(Epoch(number, total / len(order), validation_loss, median_m, is_best))
+        if checkpoint is not None:
+            _save(
+                checkpoint,
+                {
+                    "fingerprint": fingerprint,
+                    "weights": answer.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "best": best,
+                    "best_weights": best_weights,
+                    "history": [asdict(epoch) for epoch in history],
+                },
+            )
+        if on_epoch is not None:
+            on_epoch(history[-1])
+    answer.load_state_dict(best_weights)
+    return answer.cpu().eval(), history
+
+
+def predict(answer: Answer, summaries: Summaries, batch: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions (n, 2) and covariances (n, 3) in half sizes of the area, and logits of the confidence (n, 1)."""
+    answer.eval()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(summaries), batch):
+            parts.append(answer(*summaries.select(np.s_[start : start + batch]).tensors()))
+    position, covariance, logit = (torch.cat(part) for part in zip(*parts, strict=True))
+    return position, covariance, logit
+
+
+def scaled_truth(layout: Layout, truth_m: np.ndarray) -> Tensor:
+    """Places in metres as the network has them, (n, 2)."""
+    return torch.from_numpy(((truth_m - np.array(layout.centre_m)) / layout.scale_m).astype(np.float32))
+
+
+def _on(summaries: Summaries, where: torch.device) -> tuple[Tensor, ...]:
+    label = torch.from_numpy((summaries.label == Label.INSIDE).astype(np.float32))
+    placed = torch.from_numpy(summaries.inside.astype(np.float32))
+    truth = torch.from_numpy(np.nan_to_num(summaries.truth_m).astype(np.float32))
+    return tuple(part.to(where) for part in (*summaries.tensors(), truth, label, placed))
+
+
+def _jittered(batch: tuple[Tensor, ...], config: FitConfig) -> tuple[Tensor, ...]:
+    """Levels and profiles as another day would have them."""
+    spectrum, level, profile, present, *rest = batch
+    jitter = torch.randn_like(level[..., :1]) * (config.level_jitter_db / LEVEL_SCALE_DB)
+    level = torch.cat([level[..., :1] + jitter * present[..., None], level[..., 1:]], dim=2)
+    if profile.shape[1]:
+        profile = profile + config.profile_jitter * torch.randn_like(profile) * (profile != 0.0)
+    return (spectrum, level, profile, present, *rest)
+
+
+def _losses(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, truth, label, placed = batch
+    position, covariance, logit = answer(*inputs)
+    where = (truth - truth.new_tensor(layout.centre_m)) / layout.scale_m
+    nll = gaussian_nll(position, covariance, where).clamp_max(NLL_LIMIT) * placed
+    found = functional.binary_cross_entropy_with_logits(logit[:, 0], label)
+    return nll.sum() / placed.sum().clamp_min(1.0), found, (position - where).detach()
+
+
+def _loss(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> Tensor:
+    nll, found, _ = _losses(answer, batch, layout)
+    return nll + found
+
+
+def _validate(answer: Answer, data: tuple[Tensor, ...], layout: Layout) -> tuple[float, float]:
+    answer.eval()
+    with torch.no_grad():
+        nll, found, offset = _losses(answer, data, layout)
+    placed = data[-1] > 0.0
+    return float(nll + found), float(torch.linalg.vector_norm(offset[placed], dim=1).median()) * layout.scale_m
+
+
+def _best_number(history: list[Epoch]) -> int:
+    return max(epoch.number for epoch in history if epoch.is_best)
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    draft = path.with_suffix(".draft")
+    torch.save(state, draft)
+    draft.replace(path)
+
+
+def _loaded(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises what pickle, zip and its own reader raise
+        raise ModelError(f"{path}: not a checkpoint: {error}") from error
+    differing = [key for key, value in fingerprint.items() if repr(state["fingerprint"].get(key)) != repr(value)]
+    if differing:
+        raise ModelError(
+            f"{path}: belongs to another training, its {', '.join(differing)} differ; train with the same options or "
+            "without --resume"
+        )
+    return state
