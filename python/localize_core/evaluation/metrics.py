@@ -22,6 +22,8 @@ QUANTILES = (0.05, 0.5, 0.95)
 SNR_STEP_DB = 5.0
 SNR_RANGE_DB = (-20.0, 40.0)
 """Windows below and above share one row at either end."""
+COUNT_ROWS = 8
+"""More numbers of receivers than that share rows."""
 CLEAR_SNR_DB = 5.0
 """Median receiver's SNR from which on a model is expected to be confident."""
 HEARD_SNR_DB = 0.0
@@ -308,7 +310,6 @@ def figures(answers: Answers, truth: Truth, bound_m2: np.ndarray | None = None) 
         f"{_signed(high)} and above",
     ]
     known = inside & np.isfinite(np.where(np.isneginf(snr_db), low, snr_db))
-    heard, usable = truth.heard, truth.usable.sum(axis=1)
 
     def row(label: str, which: np.ndarray) -> Row:
         bound = None
@@ -316,15 +317,27 @@ def figures(answers: Answers, truth: Truth, bound_m2: np.ndarray | None = None) 
             bound = float(np.sqrt(np.mean(bound_m2[finite])))
         return Row(label, int(which.sum()), _accuracy_of(answers, truth, which), bound)
 
-    counts = sorted({int(value) for value in heard[inside & np.isfinite(heard)]})
+    def by_count(count: np.ndarray) -> tuple[Row, ...]:
+        counted = inside & np.isfinite(count)
+        if not counted.any():
+            return ()
+        first, last = int(count[counted].min()), int(count[counted].max())
+        width = -(-(last - first + 1) // COUNT_ROWS)
+        rows = []
+        for start in range(first, last + 1, width):
+            which = counted & (count >= start) & (count < start + width)
+            if which.any():
+                rows.append(row(str(start) if width == 1 else f"{start} to {start + width - 1}", which))
+        return tuple(rows)
+
     return Figures(
         windows=int(inside.sum()),
         answered=int((inside & np.isfinite(answers.position_m).all(axis=1)).sum()),
         accuracy=_accuracy_of(answers, truth, inside),
         reliability=reliability(answers, truth),
         by_snr=tuple(row(names[number], known & (bins == number)) for number in np.unique(bins[known])),
-        by_heard=tuple(row(str(count), inside & (heard == count)) for count in counts),
-        by_usable=tuple(row(str(count), inside & (usable == count)) for count in np.unique(usable[inside])),
+        by_heard=by_count(truth.heard),
+        by_usable=by_count(truth.usable.sum(axis=1)),
     )
 
 

@@ -181,6 +181,17 @@ def test_tables_sort_windows_by_snr_and_receivers():
     assert [(row.label, row.windows) for row in found.by_usable] == [("2", 1), ("3", 6)]
 
 
+def test_many_numbers_of_receivers_share_rows():
+    heard = np.arange(20)
+    snr_db = np.where(np.arange(22) < heard[:, None], 10.0, -np.inf)
+    found = figures(Answers.nothing(20), truth_of(np.zeros((20, 2)), snr_db=snr_db, receivers=22))
+    assert [(row.label, row.windows) for row in found.by_heard] == [
+        *((f"{k} to {k + 2}", 3) for k in range(0, 18, 3)),
+        ("18 to 20", 2),
+    ]
+    assert [(row.label, row.windows) for row in found.by_usable] == [("22", 20)]
+
+
 def test_plain_values_have_no_nan():
     assert plain(share_of(np.ones(4, bool)))["share"] == 1.0
     assert plain({"a": (math.nan, np.float64(2.0), math.inf), "b": None}) == {"a": [None, 2.0, None], "b": None}
