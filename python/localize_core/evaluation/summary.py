@@ -41,12 +41,15 @@ def title_of(name: str) -> str:
 
 
 def metres(value: float | None) -> str:
-    """Three digits, in m or km."""
+    """Three digits, in m or km, centimetres at the least."""
     if value is None:
         return NOTHING
-    if value >= 9_995.0:
-        return f"{value / 1e3:.3g} km" if value < 999_500.0 else f"{value / 1e3:,.0f} km"
-    return f"{value:,.0f} m" if value >= 99.5 else f"{value:.3g} m"
+    return f"{_digits(value)} m" if value < 9_995.0 else f"{_digits(value / 1e3)} km"
+
+
+def _digits(value: float) -> str:
+    """Three digits, of which two at most are decimals."""
+    return f"{value:,.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def percent(value: float | None) -> str:
@@ -54,9 +57,7 @@ def percent(value: float | None) -> str:
 
 
 def _plain(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+    return NOTHING if value is None else _digits(value)
 
 
 def comparison(evaluation: Evaluation) -> Table:
@@ -110,7 +111,7 @@ def comparison(evaluation: Evaluation) -> Table:
         groups.append(
             row(
                 "calibration error",
-                lambda item: NOTHING if item.reliability is None else _plain(item.reliability.calibration_error),
+                lambda item: NOTHING if item.reliability is None else f"{item.reliability.calibration_error:.3f}",
             )
         )
         sections.append(groups)
@@ -127,7 +128,7 @@ def comparison(evaluation: Evaluation) -> Table:
 
 
 def _interval(found: Accuracy) -> str:
-    return NOTHING if found.nees_interval is None else "{:.3g} to {:.3g}".format(*found.nees_interval)
+    return NOTHING if found.nees_interval is None else "{:.2f} to {:.2f}".format(*found.nees_interval)
 
 
 def _quantiles(found: Figures, kind: str) -> str:

@@ -141,7 +141,7 @@ def test_the_comparison_holds_both_sides(evaluation):
     assert rows["answered"] == ("48 of 48",) * 4
     assert rows["median error"][0] == rows["median error"][1] == metres(evaluation.figures["model"].accuracy.median_m)
     assert rows["truth in ellipse of 95 %"][3] == "–"
-    assert rows["RMSE / bound"][0] == f"{evaluation.bound.ratio['model']:.3g}"
+    assert rows["RMSE / bound"][0] == f"{evaluation.bound.ratio['model']:.2f}"
     assert rows["confidence, no emitter"][2] == "–"
 
 
@@ -149,11 +149,13 @@ def test_the_comparison_holds_both_sides(evaluation):
     ("value", "text"),
     [
         (None, "–"),
-        (0.123456, "0.123 m"),
+        (0.123456, "0.12 m"),
+        (9.991, "9.99 m"),
+        (9.996, "10.0 m"),
         (99.4, "99.4 m"),
-        (99.6, "100 m"),
+        (99.96, "100 m"),
         (1234.5, "1,234 m"),
-        (9996.0, "10 km"),
+        (9996.0, "10.0 km"),
         (1.5e6, "1,500 km"),
     ],
 )
