@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("localize_apps.run", "Run the station that a station file describes."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
+    "train": ("localize_apps.train", "Train a model from simulation, channel data sets or labelled recordings."),
     "evaluate": ("localize_apps.evaluate", "Hold a model against the truth, baselines and the Cramér–Rao bound."),
     "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),

@@ -33,7 +33,8 @@ NOISE_KNOWN_FLOOR = 0.02
 LEVEL_SCALE_DB = 20.0
 PEAK = 0.6
 """Part of a correlation peak's height above which lags belong to it."""
-MISSING_LAG = 0.0
+LEAST_WEIGHT = 1e-4
+"""Of every lag, so that a silent pair has a middle. Optimisers of graphs take 1e-9 for nothing and drop it."""
 PRIOR_WIDTH = 7
 TRUST_LIMIT = 8.0
 LOG_SIGMA_LIMIT = 7.0
@@ -232,7 +233,7 @@ class Site(nn.Module):
         if self.profile is not None and self.pair is not None:
             both = (present[:, self.first] * present[:, self.second])[..., None]
             height = profile.amax(dim=2, keepdim=True)
-            weight = functional.relu(profile - PEAK * height) + 1e-9
+            weight = functional.relu(profile - PEAK * height) + LEAST_WEIGHT
             centroid = (weight * self.lag).sum(dim=2, keepdim=True) / weight.sum(dim=2, keepdim=True)
             believed = torch.sigmoid((height - 0.75) * 8.0)
             scalars = torch.cat([height, believed, centroid * believed], dim=2) * both

@@ -72,11 +72,11 @@ def answers(features: Var, spec: LikelihoodSpec) -> dict[str, Var]:
             pairs = len(spec.timing.config.pairs)
             arrivals = arrival_times(between(features, 1, first, first + pairs), spec, area_length_m)
         posterior = Posterior(spec, arrivals, found)
-        centre, covariance, misfit = posterior.solve()
+        solution = posterior.solve()
         return {
-            "position": centre,
-            "uncertainty": ellipse(covariance),
-            "confidence": confidence(misfit, arrivals, found, spec),
+            "position": solution.centre,
+            "uncertainty": ellipse(solution.covariance),
+            "confidence": confidence(solution, arrivals, found, spec),
         }
 
 
@@ -96,21 +96,29 @@ def compile_model(spec: LikelihoodSpec, path: str | Path) -> Contract:
     graph = build_graph(spec, contract)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.onnx"
-        _save(graph, contract, draft)
-        answer = OnnxModel(draft).run(golden_features(contract, seed=GOLDEN_SEED, time_steps=GOLDEN_STEPS))
+        save_model(graph, contract, draft)
+        contract = with_golden(draft, contract, seed=GOLDEN_SEED, time_steps=GOLDEN_STEPS)
+    save_model(graph, contract, Path(path))
+    return contract
+
+
+def with_golden(path: Path, contract: Contract, *, seed: int, time_steps: int) -> Contract:
+    """The contract with what the model at `path` answers today. Raises ModelError when it does not run."""
+    model = OnnxModel(path)
+    features = golden_features(contract, seed=seed, time_steps=time_steps)
+    answer = model.run(contract.normalisation.apply(features[0])[None])
     golden = Golden(
-        seed=GOLDEN_SEED,
-        time_steps=GOLDEN_STEPS,
+        seed=seed,
+        time_steps=time_steps,
         position=tuple(answer.position[0].tolist()),
         uncertainty=tuple(answer.uncertainty[0].tolist()),
         confidence=float(answer.confidence[0, 0]),
     )
-    contract = contract.model_copy(update={"golden": golden})
-    _save(graph, contract, Path(path))
-    return contract
+    return contract.model_copy(update={"golden": golden})
 
 
-def _save(graph: onnx.ModelProto, contract: Contract, path: Path) -> None:
+def save_model(graph: onnx.ModelProto, contract: Contract, path: Path) -> None:
+    """Write a graph with its contract."""
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     onnx.helper.set_model_props(model, {METADATA_KEY: contract.model_dump_json()})

@@ -1,0 +1,140 @@
+"""The whole way from labelled windows to a model file: summaries, network, calibration, export, figures."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from localize_core.errors import ModelError
+from localize_core.evaluation.evaluate import MODEL, evaluate
+from localize_core.evaluation.metrics import plain
+from localize_core.model.compiled.compile import compile_model, save_model
+from localize_core.model.contract import Contract
+from localize_core.model.onnx_model import OnnxModel
+from localize_core.training.calibrate import Calibration, apply, calibrate
+from localize_core.training.data import TrainingData
+from localize_core.training.export import Parity, export, provenance
+from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit
+from localize_core.training.network import Calibrated, Layout
+from localize_core.training.summaries import Summaries, prior_spec, summarise
+
+Step = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Begins a step of so many windows; what it gives is told how many more are done."""
+
+MEMORY = ("train", "validation", "calibration")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out: the contract as written, and how each step went."""
+
+    contract: Contract
+    history: list[Epoch]
+    calibration: Calibration
+    parity: Parity
+
+
+def train(
+    data: TrainingData,
+    output: Path,
+    *,
+    name: str,
+    version: str = "1",
+    config: FitConfig | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    step: Step | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Trained:
+    """Train, calibrate and export a model to `output`.
+
+    What is done so far lies beside it, in a folder of its name and `.train`, until the model is written: `resume` goes
+    on from there. Raises ConfigError or SourceError for data that cannot be learned from; ModelError, without writing a
+    model, where calibration or parity fails, or the folder belongs to another training.
+    """
+    config = config or FitConfig()
+    step = step or (lambda text, total: nullcontext(lambda count: None))
+    work = output.with_name(output.name + ".train")
+    if not resume and work.exists():
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    _check_same(work / "data", data)
+
+    source = data.parts["train"]
+    layout, prior = Layout.of(source.contract, data.spec), prior_spec(data.spec)
+    first = None if prior is None else work / "first-stage.onnx"
+    if first is not None and prior is not None:
+        compile_model(prior, first)
+    summaries = {}
+    for part in MEMORY:
+        kept = work / f"{part}.npz"
+        if kept.exists():
+            summaries[part] = _load(kept)
+            continue
+        with step(f"windows for {part}", len(data.parts[part])) as advance:
+            summaries[part] = summarise(data.parts[part], layout, first, workers=workers, progress=advance)
+        _keep(summaries[part], kept)
+    answer, history = fit(
+        layout,
+        summaries["train"],
+        summaries["validation"],
+        config,
+        checkpoint=work / "checkpoint.pt",
+        resume=resume,
+        on_epoch=on_epoch,
+    )
+    calibration = calibrate(layout, answer, summaries["calibration"])
+    network = Calibrated(layout, answer)
+    apply(calibration, network)
+    told = provenance(
+        "trained",
+        data=data.description,
+        split=data.split,
+        split_description=data.split_description,
+        windows={part: len(found) for part, found in summaries.items()},
+        epochs=len(history),
+        fit=asdict(config),
+        first_stage=None if prior is None else "compiled",
+        calibration={"windows": calibration.windows, "containment": calibration.containment},
+    )
+    contract = source.contract.model_copy(update={"name": name, "model_version": version, "provenance": told})
+    draft = work / "model.onnx"
+    test = data.parts["test"]
+    with step("comparing file and network", 0):
+        contract, parity = export(network, contract, prior, draft, test)
+    with step("windows for the figures", len(test)) as advance:
+        found = evaluate(OnnxModel(draft), test, progress=advance)
+    accuracy = {"split": data.split_description, "windows": found.windows, **plain(found.figures[MODEL].accuracy)}
+    contract = contract.model_copy(update={"accuracy": accuracy})
+    import onnx
+
+    save_model(onnx.load(str(draft)), contract, draft)
+    draft.replace(output)
+    shutil.rmtree(work)
+    return Trained(contract, history, calibration, parity)
+
+
+def _check_same(path: Path, data: TrainingData) -> None:
+    """Raise ModelError where the folder holds windows of other data."""
+    told = {name: len(part) for name, part in data.parts.items()}
+    digest = hashlib.sha256(f"{data.spec!r} {data.split!r} {data.description} {told}".encode()).hexdigest()
+    if path.exists() and path.read_text() != digest:
+        raise ModelError(f"{path.parent}: belongs to a training on other data; remove it or train without --resume")
+    path.write_text(digest)
+
+
+def _keep(summaries: Summaries, path: Path) -> None:
+    draft = path.with_suffix(".draft.npz")
+    np.savez(draft, **{field.name: getattr(summaries, field.name) for field in fields(Summaries)})
+    draft.replace(path)
+
+
+def _load(path: Path) -> Summaries:
+    with np.load(path) as kept:
+        return Summaries(**{field.name: kept[field.name] for field in fields(Summaries)})
