@@ -35,7 +35,12 @@ REQUIRED = {
     "scipy": "1.8",
     "spox": "0.12",
 }
-EXTRAS = {"plot": {"matplotlib": "3.5"}, "report": {"jinja2": "3.0", "matplotlib": "3.5"}, "sigmf": {"sigmf": "1.14"}}
+EXTRAS = {
+    "plot": {"matplotlib": "3.5"},
+    "report": {"jinja2": "3.0", "matplotlib": "3.5"},
+    "sigmf": {"sigmf": "1.14"},
+    "train": {"onnxscript": "0.2", "torch": "2.5"},
+}
 PYTHON = (3, 10)
 GNURADIO = "3.10"
 

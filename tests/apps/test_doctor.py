@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[2]
 GOOD = Facts(
     python=(3, 11, 2),
     executable="/venv/bin/python",
-    packages={**REQUIRED, "numpy": "1.26.4", "matplotlib": "3.8", "sigmf": "1.14.0", "jinja2": "3.1"},
+    packages={
+        **REQUIRED,
+        "numpy": "1.26.4",
+        "matplotlib": "3.8",
+        "sigmf": "1.14.0",
+        "jinja2": "3.1",
+        "onnxscript": "0.7",
+        "torch": "2.13.0",
+    },
     gnuradio="3.10.5.1",
     gnuradio_error=None,
     blocks=("mel_spectrogram", "onnx_inference"),

@@ -18,7 +18,7 @@ from localize_core.dataset.windows import Label
 from localize_core.errors import ModelError
 from localize_core.evaluation.metrics import PROBABILITIES
 from localize_core.training.fit import predict, scaled_truth
-from localize_core.training.network import Answer, Layout
+from localize_core.training.network import Answer, Calibrated, Layout
 from localize_core.training.summaries import Summaries
 
 LEAST_WINDOWS = 50
@@ -91,10 +91,10 @@ def calibrate(layout: Layout, answer: Answer, summaries: Summaries) -> Calibrati
 _LEVELS = tuple(PROBABILITIES.items())
 
 
-def apply(calibration: Calibration, module: torch.nn.Module) -> None:
+def apply(calibration: Calibration, module: Calibrated) -> None:
     """Write a calibration into a `Calibrated` network."""
-    module.ellipse.copy_(torch.tensor(calibration.ellipse))  # type: ignore[operator,union-attr]
-    module.confidence.copy_(torch.tensor(calibration.confidence))  # type: ignore[operator,union-attr]
+    module.ellipse.copy_(torch.tensor(calibration.ellipse))
+    module.confidence.copy_(torch.tensor(calibration.confidence))
 
 
 def _squared(position: np.ndarray, covariance: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

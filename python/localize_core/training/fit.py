@@ -129,7 +129,7 @@ def fit(
             batch = tuple(part[index] for part in data)
             loss = _loss(answer, _jittered(batch, config), layout)
             optimiser.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(answer.parameters(), GRADIENT_LIMIT)
             optimiser.step()
             schedule.step()
@@ -164,7 +164,7 @@ def predict(answer: Answer, summaries: Summaries, batch: int = 512) -> tuple[Ten
     parts = []
     with torch.no_grad():
         for start in range(0, len(summaries), batch):
-            parts.append(answer(*summaries.select(np.s_[start : start + batch]).tensors()))
+            parts.append(answer(*summaries.select(np.arange(start, min(start + batch, len(summaries)))).tensors()))
     position, covariance, logit = (torch.cat(part) for part in zip(*parts, strict=True))
     return position, covariance, logit
 

@@ -118,6 +118,11 @@ class Summary(nn.Module):
     `profile` (batch, pairs, rows), correlation over its noise, compressed; `present` (batch, receivers) in {0, 1}.
     """
 
+    told: Tensor
+    is_told: Tensor
+    width: Tensor
+    members: Tensor
+
     def __init__(self, layout: Layout) -> None:
         super().__init__()
         self.layout = layout
@@ -183,6 +188,10 @@ class Site(nn.Module):
     precision's Cholesky factor as (batch, 3), the logarithm of the trust in the compiled fix (batch, 1), and the logit
     of the confidence (batch, 1).
     """
+
+    lag: Tensor
+    incidence: Tensor
+    places: Tensor
 
     def __init__(self, layout: Layout, *, hidden: int = 128, dropout: float = 0.2) -> None:
         super().__init__()
@@ -272,7 +281,8 @@ def _encoder(rows: int, width: int) -> nn.Module:
             nn.Flatten(),
             nn.Linear(12 * _strided(rows, 3), width),
             nn.Tanh(),
-        )
+        ),
+        width,
     )
 
 
@@ -285,13 +295,14 @@ def _strided(rows: int, times: int) -> int:
 class _Shared(nn.Module):
     """Applies a module to every channel of (batch, n, rows) alike."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, width: int) -> None:
         super().__init__()
         self.module = module
+        self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
         n, rows = x.shape[1], x.shape[2]
-        return self.module(x.reshape(-1, 1, rows)).reshape(-1, n, self.module[-2].out_features)
+        return self.module(x.reshape(-1, 1, rows)).reshape(-1, n, self.width)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, *, dropout: float) -> nn.Sequential:
@@ -355,6 +366,9 @@ class Calibrated(nn.Module):
     Variances are multiplied by exp(ellipse[0] + ellipse[1] · (log det covariance − ellipse[2])), logits become
     logit · confidence[0] + confidence[1].
     """
+
+    ellipse: Tensor
+    confidence: Tensor
 
     def __init__(self, layout: Layout, answer: Answer) -> None:
         super().__init__()

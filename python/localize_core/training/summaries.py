@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from localize_core.dataset.drawn import DrawnWindows
 from localize_core.dataset.windows import Label, Windows, WindowSource
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.onnx_model import OnnxModel
@@ -111,10 +112,10 @@ def compiled_fix(prior: OnnxModel | None, layout: Layout, features: np.ndarray) 
     return np.concatenate([output.position, output.uncertainty, output.confidence], axis=1)
 
 
-_worker: tuple[WindowSource, Summariser] | None = None
+_worker: tuple[DrawnWindows, Summariser] | None = None
 
 
-def _start(source: WindowSource, layout: Layout, prior: Path | None) -> None:
+def _start(source: DrawnWindows, layout: Layout, prior: Path | None) -> None:
     global _worker
     torch.set_num_threads(1)
     _worker = source, Summariser(layout, prior)
@@ -131,12 +132,12 @@ def summarise(
 ) -> Summaries:
     """Summaries of all windows of a source, in order. `workers`: processes, 0 for as many as there are cores.
 
-    Windows that a number brings back (those drawn from a simulator) are made in parallel, others in turn.
+    Windows drawn from a simulator are made in parallel, others in turn.
     """
     count = len(source)
     workers = workers or len(os.sched_getaffinity(0))
     done: list[Summaries] = []
-    if not hasattr(source, "window") or workers == 1:
+    if not isinstance(source, DrawnWindows) or workers == 1:
         summariser = Summariser(layout, prior)
         for windows in source.batches(BATCH):
             done.append(summariser(windows))

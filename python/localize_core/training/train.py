@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from localize_core.errors import ModelError
 from localize_core.evaluation.evaluate import MODEL, evaluate
@@ -112,8 +113,6 @@ def train(
         found = evaluate(OnnxModel(draft), test, progress=advance)
     accuracy = {"split": data.split_description, "windows": found.windows, **plain(found.figures[MODEL].accuracy)}
     contract = contract.model_copy(update={"accuracy": accuracy})
-    import onnx
-
     save_model(onnx.load(str(draft)), contract, draft)
     draft.replace(output)
     shutil.rmtree(work)
