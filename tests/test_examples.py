@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from localize_core.model.compiled.compile import compile_model
-from localize_core.model.golden import check_golden
+from localize_core.model.golden import check_golden, golden_difference, golden_features
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.resources import shared_file
 from localize_core.station.config import load_station
@@ -39,6 +39,8 @@ def test_single_receiver_is_compiled_from_its_station_file(tmp_path: Path) -> No
     fresh = OnnxModel(tmp_path / "fresh.onnx")
     own = {"golden", "provenance"}  # rounding of the machine, and the version that compiled it
     assert shipped.contract.model_dump(exclude=own) == fresh.contract.model_dump(exclude=own)
-    for answer in ("position", "uncertainty", "confidence"):
-        expected = pytest.approx(getattr(fresh.contract.golden, answer), rel=1e-3, abs=1e-2)
-        assert getattr(shipped.contract.golden, answer) == expected
+    # The ellipse is nearly a circle, whose direction is rounding: compared as golden vectors are.
+    golden = shipped.contract.golden
+    features = golden_features(fresh.contract, seed=golden.seed, time_steps=golden.time_steps)
+    answer = fresh.run(fresh.contract.normalisation.apply(features[0])[None])
+    assert golden_difference(answer, golden.position, golden.uncertainty, golden.confidence) < 2e-3

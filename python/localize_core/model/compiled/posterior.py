@@ -8,6 +8,7 @@ truncated posteriors therefore keep their real mean and spread, however small th
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import spox.opset.ai.onnx.v17 as op
@@ -36,6 +37,9 @@ FINAL_CELLS = 41
 ZOOM_SPAN = 5.0  # half width of a zoomed grid in standard deviations
 SHARPENING = 4.0  # how much narrower the likelihood gets from one grid to the next
 AREA_EDGE = 1e6  # strength of the wall round the area
+SMALLEST = 1e-4  # part of the variance along an axis that is there in any case
+BEYOND = 1.0  # how far beyond the area arrival times are followed, in half sizes of the area
+BEYOND_PRIOR = 0.05  # density of emitters there before anything is received, relative to that in the area
 
 
 def area_points(spec: LikelihoodSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +81,7 @@ def _surface_up(e: Var, n: Var, quadric: np.ndarray, gradient: np.ndarray) -> Va
 
 
 def _outside(points: Var, spec: LikelihoodSpec) -> Var:
-    """How far points lie outside the area, squared, in half widths of the box: (batch, points)."""
+    """How far points lie outside the area, in half widths of the box, below 0 inside: (batch, points)."""
     frame = spec.area.frame
     quadric, gradient = ellipsoid_quadric(frame)
     e, n = at(points, 2, 0), at(points, 2, 1)
@@ -96,9 +100,27 @@ def _outside(points: Var, spec: LikelihoodSpec) -> Var:
     half_lat = math.radians(spec.area.north - spec.area.south) / 2.0
     half_lon = math.radians(spec.area.east - spec.area.west) / 2.0
     centre = math.radians(spec.area.north + spec.area.south) / 2.0
-    over_lat = op.relu(op.abs(latitude - centre) * (1.0 / half_lat) - 1.0)
-    over_lon = op.relu(op.abs(longitude) * (1.0 / half_lon) - 1.0)
-    return over_lat * over_lat + over_lon * over_lon
+    return op.max([op.abs(latitude - centre) * (1.0 / half_lat), op.abs(longitude) * (1.0 / half_lon)]) - 1.0
+
+
+def _wall(outside: Var, place: float) -> Var:
+    """What points further outside than `place` lose of their log-likelihood."""
+    over = op.relu(outside - place)
+    return over * over * AREA_EDGE
+
+
+@dataclass(frozen=True)
+class Solution:
+    """`centre` (batch, 2) and `covariance` (batch, 2, 2) of the posterior within the area, the latter scaled to hold
+    its probability. `misfit` (batch, 1): least squared residual of the arrival times at any place, over their variances.
+    `inside` (batch, 1): probability that the place that they point to lies in the area. Without arrival times the
+    last two are 0 and 1.
+    """
+
+    centre: Var
+    covariance: Var
+    misfit: Var
+    inside: Var
 
 
 class Posterior:
@@ -161,8 +183,12 @@ class Posterior:
             blurs.append(blurs[-1] / SHARPENING)
         return [*blurs, 0.0, 0.0]
 
-    def solve(self) -> tuple[Var, Var, Var]:
-        """Mean (batch, 2), covariance (batch, 2, 2) scaled to hold its probability, and misfit (batch, 1)."""
+    def solve(self) -> Solution:
+        """Mean, covariance and how far they are to be trusted.
+
+        Arrival times are followed beyond the area, where emitters are rare but real: how much of the posterior lies
+        there says how sure it is that this one is in the area. Levels alone can hardly tell.
+        """
         blurs = self._blurs_m()
         area_xy = const(self.area_xy_m[None])
         area_length = const(self.area_length_m[None])
@@ -173,28 +199,34 @@ class Posterior:
         value, _ = self._log_likelihood(area_length, precision)
         centre, covariance = _moments(area_xy, _weights(value))
         covariance = covariance + const(np.eye(2)[None] * self.cell_m**2 / 3.0)
-        misfit: Var | None = None
+        misfit = mean(centre, 1, keep=True) * 0.0
+        inside = misfit + 1.0
         for index, blur in enumerate(blurs[1:], start=1):
             last = index == len(blurs) - 1
             cells = FINAL_CELLS if last else ZOOM_CELLS
             points = _laid_along(centre, covariance, cells)
             if self.arrivals is not None:
                 precision = self._precision(at(path_lengths(expand_dims(centre, 1), self.spec), 1, 0), blur)
-            value, misfit = self._log_likelihood(path_lengths(points, self.spec), precision)
-            value = value - _outside(points, self.spec) * AREA_EDGE
-            weights = _weights(value)
+            value, squared = self._log_likelihood(path_lengths(points, self.spec), precision)
+            outside = _outside(points, self.spec)
+            weights = _weights(value - _wall(outside, 0.0))
+            if squared is not None:
+                misfit = op.reduce_min(squared, axes=[1], keepdims=True)
+                rare = op.cast(op.greater(outside, const(0.0)), to=np.float32)
+                everywhere = _weights(value + rare * math.log(BEYOND_PRIOR) - _wall(outside, BEYOND))
+                inside = op.relu(const(1.0) - total(everywhere * rare, 1, keep=True))
+                weights = weights if last else everywhere
             before = covariance
             centre, covariance = _moments(points, weights)
             if last:
+                # Cut off by the area's edge, the posterior may be narrower than a cell, down to a single point.
+                covariance = covariance + before * SMALLEST
                 covariance = _calibrated(points, weights, centre, covariance, self.spec.probability)
             else:
                 # A peak narrower than a cell shows no width of its own: it may lie anywhere in the cell.
                 step = 2.0 * ZOOM_SPAN / (cells - 1)
                 covariance = covariance + before * (step**2 / 3.0)
-        residual = (
-            mean(centre, 1, keep=True) * 0.0 if misfit is None else op.reduce_min(misfit, axes=[1], keepdims=True)
-        )
-        return centre, covariance, residual
+        return Solution(centre, covariance, misfit, inside)
 
 
 def _weights(log_likelihood: Var) -> Var:
@@ -269,8 +301,9 @@ def ellipse(covariance: Var) -> Var:
     return op.concat([expand_dims(value, 1) for value in (major, minor, theta)], axis=1)
 
 
-def confidence(posterior_misfit: Var, arrivals: ArrivalTimes | None, found: Levels | None, spec: LikelihoodSpec) -> Var:
-    """Probability that the fix is valid, (batch, 1): something was received, and the receivers agree on a place."""
+def confidence(solution: Solution, arrivals: ArrivalTimes | None, found: Levels | None, spec: LikelihoodSpec) -> Var:
+    """Probability that the fix is valid, (batch, 1): something was received, and the receivers agree on a place in the
+    area."""
     absent: Var | None = None
     for present in (
         None if arrivals is None else op.sigmoid(arrivals.detection - 6.0),
@@ -283,9 +316,9 @@ def confidence(posterior_misfit: Var, arrivals: ArrivalTimes | None, found: Leve
     present = const(1.0) - absent
     if arrivals is None:
         return present
-    present = present * op.sigmoid((const(2.0) - arrivals.closure) * 4.0)
+    present = present * solution.inside * op.sigmoid((const(2.0) - arrivals.closure) * 4.0)
     freedom = len(spec.receivers) - 3
     if freedom < 1:
         return present
     limit = float(chi2.ppf(1.0 - 1e-4, freedom))
-    return present * op.sigmoid((const(1.5 * limit) - posterior_misfit) * (8.0 / limit))
+    return present * op.sigmoid((const(1.5 * limit) - solution.misfit) * (8.0 / limit))
