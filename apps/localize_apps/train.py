@@ -63,8 +63,7 @@ def _open(
         if used and belongs is None:
             raise click.UsageError(f"{option} means nothing with {given[0]}")
     if scene is not None:
-        draws = Draws(waveforms=waveforms) if snr_db is None else Draws(snr_db=snr_db, waveforms=waveforms)
-        return scene_data(scene, windows=windows, seed=seed, draws=draws)
+        return scene_data(scene, windows=windows, seed=seed, snr_db=snr_db, waveforms=waveforms)
     if channels is not None:
         return channel_data(
             channels,

@@ -66,6 +66,14 @@ class Draws:
             raise ConfigError(f"none={self.none}, outside={self.outside}: together they are more than all windows")
 
 
+def usual_draws(station: Station, snr_db: tuple[float, float] | None = None) -> Draws:
+    """What windows of a station's scene are drawn from: an SNR over a wide range, or the one given; where the station
+    knows how strong emitters are, that."""
+    if snr_db is not None:
+        return Draws(snr_db=snr_db)
+    return Draws(snr_db=None) if station.propagation.level_dbfs_at_1km is not None else Draws()
+
+
 INSIDE_ONLY = Draws(none=0.0, outside=0.0, missing=0.0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from localize_core.dataset.drawn import INSIDE_ONLY, ChannelWindows, Draws, SceneWindows, channel_station
+from localize_core.dataset.drawn import INSIDE_ONLY, ChannelWindows, SceneWindows, channel_station, usual_draws
 from localize_core.dataset.recordings import recording_windows
 from localize_core.dataset.splits import SPLITS, SplitKind, assign, split_rows
 from localize_core.dataset.windows import Windows, WindowSource
@@ -135,7 +135,7 @@ def open_scene(
     Raises ConfigError for a station that cannot work or does not suit the model.
     """
     station = station_for(load_station(path), contract)
-    draws = Draws() if snr_db is None else Draws(snr_db=snr_db)
+    draws = usual_draws(station, snr_db)
     count = SCENE_WINDOWS if windows is None else windows
     source = SceneWindows(station, count=count, seed=_seed(seed, part), draws=draws)
     others = replace(draws, none=0.0, outside=0.0)
@@ -148,7 +148,9 @@ def open_scene(
         scene = station.scene
     else:
         scene = scene.model_copy(update={"path_loss_exponent": station.propagation.path_loss_exponent})
-    low, high = draws.snr_db or (math.nan, math.nan)
+    strength = (
+        "emitters as strong as it states" if draws.snr_db is None else "SNR {:g} to {:g} dB".format(*draws.snr_db)
+    )
     return Data(
         source=source,
         training=training,
@@ -156,7 +158,7 @@ def open_scene(
         scene=scene_spec(spec, scene, duration_s=window_s(source.contract, source.time_steps)),
         no_bound=None,
         box_m=area_box_m(spec.area),
-        description=f"the scene of {path.name}, SNR {low:g} to {high:g} dB",
+        description=f"the scene of {path.name}, {strength}",
         split=f"{part}: every window is drawn anew, from a seed (evaluation {seed}) that no training uses",
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from localize_core.dataset.drawn import ChannelWindows, Draws, SceneWindows, channel_station
+from localize_core.dataset.drawn import ChannelWindows, Draws, SceneWindows, channel_station, usual_draws
 from localize_core.dataset.recordings import recording_windows
 from localize_core.dataset.splits import SPLITS, SplitKind, assign, split_rows
 from localize_core.dataset.windows import WindowSource
@@ -42,10 +42,18 @@ class TrainingData:
     split_description: str
 
 
-def scene_data(path: Path, *, windows: int, seed: int, draws: Draws | None = None) -> TrainingData:
+def scene_data(
+    path: Path,
+    *,
+    windows: int,
+    seed: int,
+    snr_db: tuple[float, float] | None = None,
+    waveforms: tuple[str, ...] = (),
+) -> TrainingData:
     """`windows` for training from a station file, and a part of that for each of the others, all drawn anew."""
     _check_seed(seed)
     station = load_station(path)
+    draws = replace(usual_draws(station, snr_db), waveforms=waveforms)
     parts: dict[str, WindowSource] = {
         name: SceneWindows(
             station,

@@ -121,9 +121,12 @@ def _compiled(prior: LikelihoodSpec | None) -> Any:
 def _graph(network: Calibrated, contract: Contract, prior: LikelihoodSpec | None) -> onnx.ModelProto:
     """Compiled first stage and network as one graph."""
     channels, receivers = len(contract.channels), len(contract.receivers)
-    features = argument(
-        spox.Tensor(np.float32, ("batch", channels, contract.rows, contract.time_steps or "time_steps"))
-    )
+    steps = contract.time_steps or "time_steps"
+    if channels == 1:  # the plain form of a single receiver's model
+        given = argument(spox.Tensor(np.float32, ("batch", contract.rows, steps)))
+        features = op.unsqueeze(given, op.const(np.array([1], np.int64)))
+    else:
+        given = features = argument(spox.Tensor(np.float32, ("batch", channels, contract.rows, steps)))
     if prior is None:
         one = op.reduce_mean(features, axes=[1, 2, 3], keepdims=False)
         zeros = op.const(np.zeros((1, 6), np.float32))
@@ -132,7 +135,7 @@ def _graph(network: Calibrated, contract: Contract, prior: LikelihoodSpec | None
         first = receivers if prior.timing is not None and contract.mel_config is not None else 0
         compiled = answers(between(features, 1, first, channels), prior)
         fix = op.concat([compiled[name] for name in OUTPUT_NAMES], axis=1)
-    first_stage = spox.build({INPUT_NAME: features}, {"same": op.identity(features), "fix": fix})
+    first_stage = spox.build({INPUT_NAME: given}, {"same": op.identity(features), "fix": fix})
     return _joined(first_stage, _exported(network, contract))
 
 

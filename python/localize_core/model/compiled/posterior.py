@@ -112,7 +112,7 @@ def _wall(outside: Var, place: float) -> Var:
 @dataclass(frozen=True)
 class Solution:
     """`centre` (batch, 2) and `covariance` (batch, 2, 2) of the posterior within the area, the latter scaled to hold
-    its probability. `misfit` (batch, 1): least squared residual of the arrival times at any place, over their variances.
+    its probability. `misfit` (batch, 1): least squared residual of the arrival times at any place, in variances.
     `inside` (batch, 1): probability that the place that they point to lies in the area. Without arrival times the
     last two are 0 and 1.
     """
