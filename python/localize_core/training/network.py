@@ -345,17 +345,18 @@ class Answer(nn.Module):
         a, b = torch.exp(factor[:, 0:1]), torch.exp(factor[:, 1:2])
         c = factor[:, 2:3] * a
         xx, xy, yy = a * a, a * c, c * c + b * b
-        x, y = mean[:, 0:1], mean[:, 1:2]
-        right_x, right_y = xx * x + xy * y, xy * x + yy * y
+        start = torch.zeros_like(mean)
+        own_xx, own_xy, own_yy = xx, xy, yy
         if layout.has_prior:
             share = torch.exp(trust)
             prior_xx, prior_xy, prior_yy = (share * value for value in prior_precision(layout, fix))
-            place = (fix[:, :2] - fix.new_tensor(layout.centre_m)) / layout.scale_m
-            right_x = right_x + prior_xx * place[:, 0:1] + prior_xy * place[:, 1:2]
-            right_y = right_y + prior_xy * place[:, 0:1] + prior_yy * place[:, 1:2]
+            start = (fix[:, :2] - fix.new_tensor(layout.centre_m)) / layout.scale_m
             xx, xy, yy = xx + prior_xx, xy + prior_xy, yy + prior_yy
+        # As a step away from the compiled fix: its precision may be so large that sums of both lose the other's digits.
+        x, y = (mean - start)[:, 0:1], (mean - start)[:, 1:2]
+        pull_x, pull_y = own_xx * x + own_xy * y, own_xy * x + own_yy * y
         determinant = (xx * yy - xy * xy).clamp_min(1e-12)
-        position = torch.cat([yy * right_x - xy * right_y, xx * right_y - xy * right_x], dim=1) / determinant
+        position = start + torch.cat([yy * pull_x - xy * pull_y, xx * pull_y - xy * pull_x], dim=1) / determinant
         covariance = torch.cat([yy, -xy, xx], dim=1) / determinant
         return position, covariance, valid
 
