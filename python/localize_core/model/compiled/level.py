@@ -66,13 +66,8 @@ def levels(log_mel: Var, spec: LikelihoodSpec) -> Levels:
     told = np.array([math.nan if value is None else value for value in model.noise_dbfs])
     is_told = ~np.isnan(told)
     told_density = 10.0 ** (np.where(is_told, told, -200.0) / 10.0) * full_scale / config.n_fft
-    # Gain errors raise and lower the noise as well: up to what the station says plus two of their deviations, the quiet
-    # bands tell more.
-    gain = np.array(model.gain_sigma_db) / DB
-    most = const(np.where(is_told, told_density * (1.0 + 2.0 * gain), 1e30)[None])
-    exact = is_told & (gain < NOISE_ESTIMATED)
-    noise = op.where(op.const(exact[None]), const(told_density[None]), op.min([estimated, most]))
-    doubt = const(np.where(exact, np.hypot(NOISE_KNOWN, gain), NOISE_ESTIMATED)[None])
+    noise = op.where(op.const(is_told[None]), const(told_density[None]), estimated)
+    doubt = const(np.where(is_told, NOISE_KNOWN, NOISE_ESTIMATED)[None])
 
     per_frame = total(power, 2) - expand_dims(noise, 2) * float(width.sum())  # (batch, R, frames)
     signal = mean(per_frame, 2)
