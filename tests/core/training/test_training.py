@@ -135,6 +135,21 @@ def test_what_a_missing_receiver_would_have_heard_changes_nothing():
     assert not torch.equal(predict(made.answer, gone)[0], predict(made.answer, some)[0])
 
 
+@pytest.mark.parametrize("heard", [RECEIVERS, 1, 0])
+def test_silent_pairs_and_missing_receivers_leave_finite_answers(heard):
+    features = torch.zeros(2, RECEIVERS + PAIRS, ROWS, 10)
+    features[:, :RECEIVERS] = float(np.log(1e-10))
+    features[:, :heard] = 0.0
+    fix = torch.tensor([[100.0, -50.0, 0.0, 0.0, 0.0, 0.0]]).repeat(2, 1)
+    with torch.no_grad():
+        place, ellipse, certain = network()(features, fix)
+    assert torch.isfinite(place).all()
+    assert torch.isfinite(ellipse).all()
+    assert (ellipse[:, 0] >= ellipse[:, 1]).all()
+    assert (ellipse[:, 1] > 0.0).all()
+    assert ((certain >= 0.0) & (certain <= 1.0)).all()
+
+
 def test_summary_reads_levels_and_finds_missing_receivers():
     features = np.full((1, RECEIVERS + PAIRS, ROWS, 12), 0.0, np.float32)
     features[:, :RECEIVERS] = np.log(11.0 / ROWS)  # ten times the noise, and the noise
@@ -191,10 +206,27 @@ def test_nothing_to_learn_is_an_error():
         fit(LAYOUT, nobody, empty, SMALL)
 
 
-@pytest.mark.parametrize("field", ["epochs", "batch", "learning_rate", "hidden", "patience", "dropout"])
-def test_options_have_bounds(field):
-    with pytest.raises(ConfigError, match=f"{field}=-1: must lie between"):
-        FitConfig(**{field: -1})
+@pytest.mark.parametrize(
+    ("field", "low", "high"),
+    [
+        ("epochs", 1, 100_000),
+        ("batch", 2, 65_536),
+        ("learning_rate", 1e-7, 1.0),
+        ("weight_decay", 0.0, 10.0),
+        ("hidden", 8, 4096),
+        ("dropout", 0.0, 0.9),
+        ("level_jitter_db", 0.0, 20.0),
+        ("profile_jitter", 0.0, 2.0),
+        ("patience", 1, 100_000),
+    ],
+)
+def test_options_have_bounds(field, low, high):
+    for allowed in (low, high):
+        assert getattr(FitConfig(**{field: allowed}), field) == allowed
+    step = 1 if isinstance(low, int) else 1e-8
+    for refused in (low - step, high + step, float("nan")):
+        with pytest.raises(ConfigError, match=f"{field}=.*: must lie between"):
+            FitConfig(**{field: refused})
 
 
 def test_calibration_mends_ellipses_that_are_too_small():
