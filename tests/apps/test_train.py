@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from localize_apps.main import main
+from localize_core.errors import ModelError
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 
 pytest.importorskip("torch")
 
 from localize_core.training import export as export_module
+from localize_core.training.data import scene_data
+from localize_core.training.train import _check_same
 
 STATION = """
 [station]
@@ -119,3 +122,18 @@ def test_wrong_usage(arguments, message, station: Path, tmp_path: Path, capsys):
     given = [argument.replace("STATION", str(station)).replace("FOLDER", str(tmp_path)) for argument in arguments]
     assert main(["train", "-o", str(tmp_path / "m.onnx"), *given]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"snr_db": (20.0, 30.0)}, {"waveforms": ("qpsk",)}, {"seed": 2}, {"windows": 300}],
+    ids=lambda c: next(iter(c)),
+)
+def test_windows_of_other_options_are_not_gone_on_with(changed, station: Path, tmp_path: Path):
+    told = {"windows": 200, "seed": 1, "snr_db": (0.0, 5.0)}
+    work = tmp_path / "m.onnx.train"
+    work.mkdir()
+    _check_same(work / "data", scene_data(station, **told))
+    _check_same(work / "data", scene_data(station, **told))
+    with pytest.raises(ModelError, match="belongs to a training on other data"):
+        _check_same(work / "data", scene_data(station, **(told | changed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class TrainingData:
     split: dict[str, Any]
     description: str
     split_description: str
+    made_from: str
 
 
 def scene_data(
@@ -65,7 +67,9 @@ def scene_data(
     }
     told = "every window is drawn anew; each part from a seed of its own"
     spec = plan_station(station).spec
-    return TrainingData(parts, spec, {"kind": "draw", "seed": seed}, f"the scene of {path.name}", told)
+    return TrainingData(
+        parts, spec, {"kind": "draw", "seed": seed}, f"the scene of {path.name}", told, repr((station, draws))
+    )
 
 
 def channel_data(
@@ -104,7 +108,8 @@ def channel_data(
     }
     told = {"kind": kind, "seed": seed, "block_m": block_m, "blocks": blocks}
     spec = plan_station(station).spec
-    return TrainingData(parts, spec, told, f"{path.name}, {len(channels):,} places", split.description)
+    made_from = repr((_digest(path), station, draws, repeats))
+    return TrainingData(parts, spec, told, f"{path.name}, {len(channels):,} places", split.description, made_from)
 
 
 def recording_data(path: Path, truth: Sequence[Position | Path], *, seed: int) -> TrainingData:
@@ -120,7 +125,12 @@ def recording_data(path: Path, truth: Sequence[Position | Path], *, seed: int) -
     blocks = len(np.unique(source.group))
     told = f"by time: {blocks} blocks of windows that share no frame"
     spec = plan_station(stations[0]).spec
-    return TrainingData(parts, spec, {"kind": "time", "seed": seed}, f"the recordings of {path.name}", told)
+    made_from = repr((stations, [_digest(each) if isinstance(each, Path) else each for each in truth]))
+    return TrainingData(parts, spec, {"kind": "time", "seed": seed}, f"the recordings of {path.name}", told, made_from)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_seed(seed: int) -> None:

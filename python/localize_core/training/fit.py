@@ -232,6 +232,8 @@ def _loaded(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises what pickle, zip and its own reader raise
         raise ModelError(f"{path}: not a checkpoint: {error}") from error
+    if not isinstance(state, dict) or "fingerprint" not in state:
+        raise ModelError(f"{path}: not a checkpoint of a training")
     differing = [key for key, value in fingerprint.items() if repr(state["fingerprint"].get(key)) != repr(value)]
     if differing:
         raise ModelError(

@@ -122,7 +122,7 @@ def train(
 def _check_same(path: Path, data: TrainingData) -> None:
     """Raise ModelError where the folder holds windows of other data."""
     told = {name: len(part) for name, part in data.parts.items()}
-    digest = hashlib.sha256(f"{data.spec!r} {data.split!r} {data.description} {told}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{data.spec!r} {data.split!r} {data.made_from} {told}".encode()).hexdigest()
     if path.exists() and path.read_text() != digest:
         raise ModelError(f"{path.parent}: belongs to a training on other data; remove it or train without --resume")
     path.write_text(digest)

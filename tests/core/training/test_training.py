@@ -194,6 +194,9 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
     other = dataclasses.replace(SMALL, seed=2)
     with pytest.raises(ModelError, match="belongs to another training, its config differ"):
         fit(LAYOUT, train, validation, other, checkpoint=tmp_path / "c.pt", resume=True)
+    torch.save({"weights": {}}, tmp_path / "c.pt")
+    with pytest.raises(ModelError, match="not a checkpoint of a training"):
+        fit(LAYOUT, train, validation, SMALL, checkpoint=tmp_path / "c.pt", resume=True)
     (tmp_path / "c.pt").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="not a checkpoint"):
         fit(LAYOUT, train, validation, SMALL, checkpoint=tmp_path / "c.pt", resume=True)
