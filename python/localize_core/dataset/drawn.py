@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
+from pydantic import ValidationError
 
 from localize_core.dataset.windows import Label, Windows
 from localize_core.engine.masking import ChannelMask
 from localize_core.errors import ConfigError
 from localize_core.features.correlation import CrossCorrelation
 from localize_core.features.mel import MelSpectrogram
+from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS
 from localize_core.model.compiled.compile import contract_of
-from localize_core.model.compiled.spec import LikelihoodSpec
+from localize_core.model.compiled.spec import Area, LikelihoodSpec
 from localize_core.model.contract import Contract
 from localize_core.simulation.channels import ChannelSet
+from localize_core.simulation.propagation import NEAREST_M
 from localize_core.simulation.scene import Scene, SceneConfig
-from localize_core.simulation.waveforms import MAX_BANDWIDTH
+from localize_core.simulation.waveforms import MAX_BANDWIDTH, WaveformName
 from localize_core.station.config import Station
 from localize_core.station.plan import Plan, plan_station
 
-METRES_PER_DEGREE = 111_195.0
+WAVEFORMS = tuple(name for name in get_args(WaveformName) if name != "none")
+"""What emitters may send: one that sends nothing is none."""
 NEAR_OUTSIDE, FAR_OUTSIDE = 0.15, 1.0
 """How far beyond the area emitters outside it are drawn, in half sizes of the area."""
 NOISE_DBFS = -60.0
@@ -39,10 +44,10 @@ class Draws:
 
     `snr_db`: range of the median receiver's SNR in the whole sample rate (scenes), None for the emitter's level as
     the station knows it. `emitter_sigma_db`: spread of the emitter's power (channel data sets). `waveforms`: empty for
-    the scene's own. `bandwidth`: range, as a part of the scene's bandwidth or, for channel data sets, of the
-    sample rate. `none`, `outside`, `missing`: shares of windows without emitter, with one outside the area, and with
-    receivers missing. `fading`: channel data sets get new phases for their paths in every window, as they have a
-    wavelength further on.
+    the scene's own, or noise. `bandwidth`: range, as a part of the scene's bandwidth or, for channel data sets, of the
+    widest that the sample rate allows. `none`, `outside`, `missing`: shares of windows without emitter, with one
+    outside the area, and with receivers missing. `fading`: channel data sets get new phases for their paths in every
+    window, as they have a wavelength further on.
     """
 
     snr_db: tuple[float, float] | None = (-10.0, 35.0)
@@ -55,8 +60,13 @@ class Draws:
     fading: bool = False
 
     def __post_init__(self) -> None:
-        if self.snr_db is not None and not self.snr_db[0] <= self.snr_db[1]:
-            raise ConfigError(f"snr_db={self.snr_db}: the lower end comes first")
+        if self.snr_db is not None and not -math.inf < self.snr_db[0] <= self.snr_db[1] < math.inf:
+            raise ConfigError(f"snr_db={self.snr_db}: the lower end comes first, and both are finite")
+        if not 0.0 <= self.emitter_sigma_db < math.inf:
+            raise ConfigError(f"emitter_sigma_db={self.emitter_sigma_db}: must be a finite number, 0 or more")
+        for name in self.waveforms:
+            if name not in WAVEFORMS:
+                raise ConfigError(f"waveforms={self.waveforms}: {name!r} is none of {', '.join(WAVEFORMS)}")
         if not 0.0 < self.bandwidth[0] <= self.bandwidth[1] <= 1.0:
             raise ConfigError(f"bandwidth={self.bandwidth}: must be two rising parts, above 0 and up to 1")
         for name in ("none", "outside", "missing"):
@@ -96,6 +106,8 @@ class DrawnWindows:
     def __init__(self, plan: Plan, draws: Draws, count: int, seed: int) -> None:
         if count < 1:
             raise ConfigError(f"windows={count}: must be at least 1")
+        if seed < 0:
+            raise ConfigError(f"seed={seed}: must not be negative")
         self.plan, self.draws, self.seed = plan, draws, seed
         self._count = count
         self._contract = contract_of(plan.spec)
@@ -156,6 +168,8 @@ class DrawnWindows:
 
     def batches(self, size: int) -> Iterator[Windows]:
         """The windows in order, up to `size` at a time."""
+        if size < 1:
+            raise ConfigError(f"size={size}: must be at least 1")
         for first in range(0, self._count, size):
             yield Windows.concatenate([self.window(index) for index in range(first, min(first + size, self._count))])
 
@@ -192,6 +206,8 @@ class SceneWindows(DrawnWindows):
         self._scene = station.scene or _stated_scene(station)
         if self._scene.has_channels:
             raise ConfigError("scene.channels: windows of a channel data set are drawn from its file, not from a scene")
+        if self._scene.waveform == "none" and not self.draws.waveforms:
+            raise ConfigError("scene.waveform='none': an emitter has to send something, else it cannot be labelled one")
         known = station.propagation.level_dbfs_at_1km is not None
         if self.draws.snr_db is None and not known and station.scene is None:
             raise ConfigError("propagation.level_dbfs_at_1km: says how strong the emitter is where no SNR is given")
@@ -202,11 +218,11 @@ class SceneWindows(DrawnWindows):
         area, base, propagation = self.plan.spec.area, self._scene, self.station.propagation
         latitude, longitude = _place(rng, area, outside=label == Label.OUTSIDE)
         waveforms = self.draws.waveforms or (base.waveform,)
-        heading, speed_mps = rng.uniform(0.0, 2.0 * np.pi), rng.uniform(0.0, base.speed_mps)
-        there = (
-            latitude + 1e-2 * math.cos(heading),
-            longitude + 1e-2 * math.sin(heading) / max(math.cos(math.radians(latitude)), 1e-3),
-        )
+        heading, speed_mps = rng.uniform(0.0, 360.0), rng.uniform(0.0, base.speed_mps)
+        half_s = 0.5 * self._samples / self.station.station.sample_rate_hz
+        # In the middle of the window, which the label is of, it passes its place.
+        way_m = speed_mps * half_s
+        ends = [GEOD.fwd(longitude, latitude, *end)[1::-1] for end in ((heading, -way_m), (heading, way_m + 1.0))]
         changes: dict[str, object] = {
             "seed": int(rng.integers(2**62)),
             "waveform": "none" if label == Label.NONE else str(rng.choice(waveforms)),
@@ -214,7 +230,7 @@ class SceneWindows(DrawnWindows):
             "path_loss_exponent": float(
                 np.clip(rng.normal(base.path_loss_exponent, propagation.path_loss_exponent_sigma), 0.5, 8.0)
             ),
-            "track": ((latitude, longitude), there),
+            "track": tuple(ends),
             "speed_mps": speed_mps,
             "altitude_m": self.station.area.altitude_m,
             "loop": False,
@@ -222,7 +238,7 @@ class SceneWindows(DrawnWindows):
         }
         snr_db = None if self.draws.snr_db is None else rng.uniform(*self.draws.snr_db)
         scene = self._made(base.model_copy(update=changes))
-        level_db = scene.level_dbfs(np.zeros(1))[:, 0]
+        level_db = scene.level_dbfs(np.array([half_s]))[:, 0]
         if snr_db is not None:
             strength_db = base.noise_dbfs + snr_db - float(np.median(level_db))
         elif propagation.level_dbfs_at_1km is not None:
@@ -263,22 +279,21 @@ def _stated_scene(station: Station) -> SceneConfig:
     )
 
 
-def _place(rng: np.random.Generator, area: object, *, outside: bool) -> tuple[float, float]:
-    """Latitude and longitude, uniform over the area or over a frame round it."""
-    south, north, west, east = (getattr(area, key) for key in ("south", "north", "west", "east"))
-    half_lat, half_lon = (north - south) / 2.0, (east - west) / 2.0
+def _place(rng: np.random.Generator, area: Area, *, outside: bool) -> tuple[float, float]:
+    """Latitude and longitude, uniform over the area or over a frame round it, as far as the poles let it."""
+    half_lat, half_lon = (area.north - area.south) / 2.0, (area.east - area.west) / 2.0
     reach = 1.0 + FAR_OUTSIDE if outside else 1.0
     while True:
         u, v = rng.uniform(-reach, reach, 2)
-        if not outside or max(abs(u), abs(v)) > 1.0 + NEAR_OUTSIDE:
-            break
-    return (south + north) / 2.0 + u * half_lat, (west + east) / 2.0 + v * half_lon
+        latitude, longitude = area.south + (1.0 + u) * half_lat, area.west + (1.0 + v) * half_lon
+        if abs(latitude) <= 90.0 and (not outside or max(abs(u), abs(v)) > 1.0 + NEAR_OUTSIDE):
+            return latitude, longitude
 
 
 class ChannelWindows(DrawnWindows):
     """Windows of a channel data set, `repeats` of each of `rows`, windows without emitter and outside among them.
 
-    An emitter outside has either the paths of another place for every receiver, which no place has together, or
+    An emitter outside has either the paths of another of `rows` for every receiver, which no place has together, or
     straight paths from beyond the area. `group` (n,): of each row of the set.
     """
 
@@ -314,7 +329,7 @@ class ChannelWindows(DrawnWindows):
         if self.draws.fading:
             turn = np.exp(2j * np.pi * rng.uniform(size=one.tap_gain.shape))
             one = replace(one, tap_gain=(one.tap_gain * turn).astype(np.complex64))
-        bandwidth_hz = rate_hz * min(rng.uniform(*self.draws.bandwidth), 1.0) * MAX_BANDWIDTH
+        bandwidth_hz = MAX_BANDWIDTH * rate_hz * rng.uniform(*self.draws.bandwidth)
         gain_db = float(np.clip(rng.normal(0.0, self.draws.emitter_sigma_db), -200.0, 200.0))
         waveforms = self.draws.waveforms or ("noise",)
         config = SceneConfig.of(
@@ -344,36 +359,32 @@ class ChannelWindows(DrawnWindows):
         """Paths that no place in the area has."""
         channels = self._channels
         receivers = len(channels.receivers_enu_m)
-        if rng.uniform() < 0.5 and receivers > 1:
-            others = rng.integers(len(channels), size=receivers)
-            index = np.arange(receivers)
+        if rng.uniform() < 0.5 and receivers > 1 and len(np.unique(self._rows)) > 1:
+            others, index = rng.choice(self._rows, receivers), np.arange(receivers)
+            while np.ptp(others) == 0:
+                others = rng.choice(self._rows, receivers)
             return replace(
                 one,
                 tap_gain=channels.tap_gain[others, index][None],
                 tap_delay_ns=channels.tap_delay_ns[others, index][None],
             )
-        places = channels.transmitters_enu_m[:, :2]
-        middle, half = (places.max(axis=0) + places.min(axis=0)) / 2.0, np.ptp(places, axis=0) / 2.0
-        while True:
-            steps = rng.uniform(-1.0 - FAR_OUTSIDE, 1.0 + FAR_OUTSIDE, 2)
-            if np.abs(steps).max() > 1.0 + NEAR_OUTSIDE:
-                break
-        place = np.append(middle + steps * half, one.transmitters_enu_m[0, 2])
+        area = self.plan.spec.area
+        place = channels.frame.to_enu_m(*_place(rng, area, outside=True), area.altitude_m)
         distance_m = np.linalg.norm(channels.receivers_enu_m - place, axis=1)
         level, slope, spread_db = self._fit
-        level_db = level + slope * np.log10(distance_m) + rng.normal(0.0, spread_db, receivers)
+        level_db = level + slope * np.log10(np.maximum(distance_m, NEAREST_M)) + rng.normal(0.0, spread_db, receivers)
         gain = np.zeros_like(one.tap_gain)
         gain[0, :, 0] = channels.noise_gain * 10.0 ** (level_db / 20.0)
         delay_ns = np.zeros_like(one.tap_delay_ns)
         if channels.has_delays:
-            delay_ns[0, :, 0] = distance_m / 0.299792458
+            delay_ns[0, :, 0] = distance_m / SPEED_OF_LIGHT_MPS * 1e9
         return replace(one, tap_gain=gain, tap_delay_ns=delay_ns)
 
 
 def _path_loss(channels: ChannelSet) -> tuple[float, float, float]:
     """Level over noise in dB at 1 m, its slope with the logarithm of distance, and the spread around that line."""
     offset = channels.transmitters_enu_m[:, None] - channels.receivers_enu_m
-    distance, level = np.log10(np.maximum(np.linalg.norm(offset, axis=-1), 1.0)), channels.level_db
+    distance, level = np.log10(np.maximum(np.linalg.norm(offset, axis=-1), NEAREST_M)), channels.level_db
     heard = np.isfinite(level)
     slope, first = np.polyfit(distance[heard], level[heard], 1)
     slope = min(float(slope), -20.0)
@@ -387,45 +398,50 @@ def channel_station(
     """The station of a channel data set: its receivers, the box of its places, and features that suit it.
 
     Levels alone where the set has no delays; else correlation too, its receivers on one clock. Raises ConfigError for
-    a rate that cannot work.
+    a rate that cannot work, or a set that no station can have.
     """
     both = channels.has_delays and len(channels.receivers) > 1
-    rate_hz = sample_rate_hz or (RATE_HZ if both else LEVEL_ONLY_RATE_HZ)
+    rate_hz = (RATE_HZ if both else LEVEL_ONLY_RATE_HZ) if sample_rate_hz is None else sample_rate_hz
+    if not rate_hz > 0.0:
+        raise ConfigError(f"sample_rate_hz={rate_hz}: must be above 0")
     latitude, longitude, altitude_m = channels.transmitters_wgs84
     margin = 0.03 * max(float(np.ptp(latitude)), float(np.ptp(longitude)), 1e-5)
     n_fft = 1024 if both else 256
     hop_s = n_fft / 2.0 / rate_hz
-    return Station.model_validate(
-        {
-            "station": {
-                "name": name,
-                "sample_rate_hz": rate_hz,
-                "frequency_hz": channels.frequency_hz,
-                "common_clock": channels.has_delays,
-            },
-            "receiver": [
-                {
-                    "name": place.name,
-                    "latitude": place.latitude,
-                    "longitude": place.longitude,
-                    "altitude_m": place.altitude_m,
-                    "noise_dbfs": NOISE_DBFS,
-                    "timing_sigma_ns": 1.0,
-                }
-                for place in channels.receivers
-            ],
-            "area": {
-                "south": float(latitude.min()) - margin,
-                "north": float(latitude.max()) + margin,
-                "west": float(longitude.min()) - margin,
-                "east": float(longitude.max()) + margin,
-                "altitude_m": float(np.median(altitude_m)),
-            },
-            "features": {
-                "channels": ["log_mel", "cross_correlation"] if both else ["log_mel"],
-                "rows": rows or (128 if both else 64),
-                "n_fft": n_fft,
-                "window_s": (FRAMES + 2) * (2.0 if both else 1.0) * hop_s,
-            },
-        }
-    )
+    fields = {
+        "station": {
+            "name": name,
+            "sample_rate_hz": rate_hz,
+            "frequency_hz": channels.frequency_hz,
+            "common_clock": channels.has_delays,
+        },
+        "receiver": [
+            {
+                "name": place.name,
+                "latitude": place.latitude,
+                "longitude": place.longitude,
+                "altitude_m": place.altitude_m,
+                "noise_dbfs": NOISE_DBFS,
+                "timing_sigma_ns": 1.0,
+            }
+            for place in channels.receivers
+        ],
+        "area": {
+            "south": float(latitude.min()) - margin,
+            "north": float(latitude.max()) + margin,
+            "west": float(longitude.min()) - margin,
+            "east": float(longitude.max()) + margin,
+            "altitude_m": float(np.median(altitude_m)),
+        },
+        "features": {
+            "channels": ["log_mel", "cross_correlation"] if both else ["log_mel"],
+            "rows": rows or (128 if both else 64),
+            "n_fft": n_fft,
+            "window_s": (FRAMES + 2) * (2.0 if both else 1.0) * hop_s,
+        },
+    }
+    try:
+        return Station.model_validate(fields)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise ConfigError(f"{name}: {'; '.join(wrong)}") from error
