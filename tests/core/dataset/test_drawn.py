@@ -194,10 +194,11 @@ def test_shares_of_labels(of):
 def test_missing_receivers_leave_their_channels_empty():
     """Of five receivers one or two: three are what the model asks for."""
     five = station(5, channels='"log_mel", "cross_correlation"', features="n_fft = 512\nwindow_s = 0.05")
-    source = SceneWindows(five, count=60, seed=2, draws=Draws(missing=0.6))
+    source = SceneWindows(five, count=80, seed=2, draws=Draws(missing=0.5, none=0.5, outside=0.0))
     windows = all_of(source)
     usable = windows.usable
-    assert_share((~usable).any(axis=1), 0.6)
+    for label in (Label.NONE, Label.INSIDE):
+        assert_share((~usable).any(axis=1)[windows.label == label], 0.5)
     assert set((~usable).sum(axis=1).tolist()) == {0, 1, 2}
     assert (~usable).any(axis=0).all()
     floor = np.float32(math.log(source.contract.mel_config.log_offset))
@@ -277,6 +278,7 @@ def test_the_snr_is_what_the_samples_hold(scene):
     assert np.isneginf(windows.snr_db[silent]).all()
     median_db = np.median(windows.snr_db[~silent], axis=1)
     assert kstest(median_db, "uniform", (0.0, 20.0)).pvalue > 1e-3
+    assert (np.abs(median_db - 10.0) <= 10.0).all()
     expected = NOISE_DBFS + 10.0 * np.log10(1.0 + 10.0 ** (windows.snr_db / 10.0))
     np.testing.assert_allclose(windows.level_db, expected, atol=0.25)
     np.testing.assert_allclose(*powers_db(source, windows), atol=0.4)
