@@ -137,3 +137,43 @@ def test_windows_of_other_options_are_not_gone_on_with(changed, station: Path, t
     _check_same(work / "data", scene_data(station, **told))
     with pytest.raises(ModelError, match="belongs to a training on other data"):
         _check_same(work / "data", scene_data(station, **(told | changed)))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """A channel data set of levels, with walls: what a receiver loses depends on the side of the place it stands on."""
+    rng = np.random.default_rng(1)
+    places = np.column_stack([rng.uniform(0.0, 600.0, (240, 2)), np.full(240, 1.5)])
+    receivers = np.array([[0.0, 0.0, 20.0], [600.0, 0.0, 20.0], [600.0, 600.0, 20.0], [0.0, 600.0, 20.0]])
+    distance_m = np.linalg.norm(places[:, None] - receivers, axis=2)
+    walls_db = 12.0 * (np.sin(places[:, None, 0] / 90.0 + np.arange(4)) > 0.0)
+    level_db = 110.0 - 30.0 * np.log10(distance_m) - walls_db
+    path = tmp_path_factory.mktemp("site") / "site.npz"
+    np.savez(
+        path,
+        receivers_enu_m=receivers,
+        transmitters_enu_m=places,
+        tap_gain=(1e-4 * 10.0 ** (level_db / 20.0))[:, :, None].astype(np.complex64),
+        tap_delay_ns=np.zeros((240, 4, 1), np.float32),
+        noise_gain=np.float32(1e-4),
+        frequency_hz=np.float64(450e6),
+        origin_wgs84=np.array([48.0, 11.0, 500.0]),
+    )
+    return path
+
+
+def test_a_site_is_learned_from_its_channels(site: Path, tmp_path: Path, capsys):
+    output = tmp_path / "site.onnx"
+    given = ["train", "--channels", str(site), "--split", "place", "--repeats", "2", "--epochs", "4"]
+    assert main([*given, "--block-m", "100", "-o", str(output), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parity"]["position"] < 1e-4
+    model = OnnxModel(output)
+    check_golden(model)
+    provenance = model.contract.provenance
+    assert provenance["first_stage"] == "radio map"
+    assert provenance["networks"] == 6
+    assert provenance["split"] == {"kind": "place", "seed": 1, "block_m": 100.0, "blocks": 20}
+    assert main(["evaluate", str(output), "--channels", str(site), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert figures["model"]["accuracy"]["median_m"] < figures["compiled"]["accuracy"]["median_m"]

@@ -160,6 +160,11 @@ class RecordingWindows:
         first = np.cumsum([0, *(part.blocks for part in self._parts)])
         return np.concatenate([part.block + start for part, start in zip(self._parts, first, strict=False)])
 
+    @property
+    def places_m(self) -> np.ndarray:
+        """Places of the emitter in the area, in the frame of the contract, one for each window that has one: (n, 2)."""
+        return np.concatenate([part.places_m for part in self._parts])
+
     def __len__(self) -> int:
         return sum(len(part.kept) for part in self._parts)
 
@@ -231,6 +236,11 @@ class _Labelled:
         sends = self._label != Label.NONE
         frame = contract.frame
         self._truth_m[sends] = frame.local.to_enu_m(latitude[sends], longitude[sends], frame.altitude_m)[:, :2]
+
+    @property
+    def places_m(self) -> np.ndarray:
+        places: np.ndarray = self._truth_m[self._label == Label.INSIDE]
+        return places
 
     def describe(self) -> str:
         """When the windows were recorded and what time the truth covers, for messages."""

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import chi2
+from torch import Tensor
 
 from localize_core.dataset.windows import Label
 from localize_core.errors import ModelError
 from localize_core.evaluation.metrics import PROBABILITIES
-from localize_core.training.fit import predict, scaled_truth
-from localize_core.training.network import Answer, Calibrated, Layout
+from localize_core.training.fit import scaled_truth
+from localize_core.training.network import Calibrated, Layout
 from localize_core.training.summaries import Summaries
 
 LEAST_WINDOWS = 50
@@ -39,15 +40,16 @@ class Calibration:
     windows: int
 
 
-def calibrate(layout: Layout, answer: Answer, summaries: Summaries) -> Calibration:
-    """Fit the calibration on `summaries`. Raises ModelError where it fails: too few windows, or no scale makes the
-    ellipses hold what they say.
+def calibrate(layout: Layout, said: tuple[Tensor, Tensor, Tensor], summaries: Summaries) -> Calibration:
+    """Fit the calibration to what a network said of `summaries`, which it had not seen (as `predict` gives it).
+
+    Raises ModelError where it fails: too few windows, or no scale makes the ellipses hold what they say.
     """
     inside = summaries.inside
     count = int(inside.sum())
     if count < LEAST_WINDOWS:
         raise ModelError(f"calibration: {count} windows with an emitter in the area, at least {LEAST_WINDOWS} needed")
-    position, covariance, logit = (part.numpy().astype(float) for part in predict(answer, summaries))
+    position, covariance, logit = (part.numpy().astype(float) for part in said)
     truth = scaled_truth(layout, summaries.truth_m[inside]).numpy().astype(float)
     squared, volume = _squared(position[inside], covariance[inside], truth)
     if not np.isfinite(squared).all():

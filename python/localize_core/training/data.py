@@ -25,8 +25,12 @@ from localize_core.types.fix import Position
 LARGEST_SEED = 100_000
 """Evaluations draw their scenes from seeds beyond those that come of this one."""
 HELD_REPEATS = 3
-"""Windows of each row of a channel data set outside training."""
+"""Windows of each row of a channel data set in the test."""
 SCENE_SHARES = {"train": 1.0, "validation": 0.1, "calibration": 0.15, "test": 0.1}
+FEWEST_PLACES = 100
+"""For a map of a site."""
+FEWEST_BLOCKS = 12
+"""Of places or time, for that: each of the folds must be several."""
 FEWEST_WINDOWS = 200
 """In every part of a scene's windows."""
 
@@ -42,6 +46,7 @@ class TrainingData:
     description: str
     split_description: str
     made_from: str
+    has_map: bool = False
 
 
 def scene_data(
@@ -84,7 +89,7 @@ def channel_data(
     rows: int | None = None,
     draws: Draws | None = None,
 ) -> TrainingData:
-    """`repeats` windows of each row that is for training, with new phases of their paths; three of each other row.
+    """`repeats` windows of each row, with new phases of their paths; of those for the test three, as they are.
 
     `kind`: place where the set has delays, else time, if left out.
     """
@@ -100,16 +105,24 @@ def channel_data(
             station,
             split.rows(name),
             group=split.group,
-            repeats=repeats if name == "train" else HELD_REPEATS,
+            repeats=HELD_REPEATS if name == "test" else repeats,
             seed=len(SPLITS) * seed + number,
-            draws=replace(draws, fading=True) if name == "train" else draws,
+            draws=draws if name == "test" else replace(draws, fading=True),
         )
         for number, name in enumerate(SPLITS)
     }
     told = {"kind": kind, "seed": seed, "block_m": block_m, "blocks": blocks}
     spec = plan_station(station).spec
     made_from = repr((_digest(path), station, draws, repeats))
-    return TrainingData(parts, spec, told, f"{path.name}, {len(channels):,} places", split.description, made_from)
+    return TrainingData(
+        parts,
+        spec,
+        told,
+        f"{path.name}, {len(channels):,} places",
+        split.description,
+        made_from,
+        has_map=len(channels) >= FEWEST_PLACES and len(np.unique(split.group)) >= FEWEST_BLOCKS,
+    )
 
 
 def recording_data(path: Path, truth: Sequence[Position | Path], *, seed: int) -> TrainingData:
@@ -126,7 +139,15 @@ def recording_data(path: Path, truth: Sequence[Position | Path], *, seed: int) -
     told = f"by time: {blocks} blocks of windows that share no frame"
     spec = plan_station(stations[0]).spec
     made_from = repr((stations, [_digest(each) if isinstance(each, Path) else each for each in truth]))
-    return TrainingData(parts, spec, {"kind": "time", "seed": seed}, f"the recordings of {path.name}", told, made_from)
+    return TrainingData(
+        parts,
+        spec,
+        {"kind": "time", "seed": seed},
+        f"the recordings of {path.name}",
+        told,
+        made_from,
+        has_map=len(np.unique(source.places_m.round(), axis=0)) >= FEWEST_PLACES and blocks >= FEWEST_BLOCKS,
+    )
 
 
 def _digest(path: Path) -> str:

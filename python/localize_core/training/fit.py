@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from localize_core.dataset.windows import Label
 from localize_core.errors import ConfigError, ModelError
-from localize_core.training.network import LEVEL_SCALE_DB, Answer, Layout, gaussian_nll
+from localize_core.training.network import LEVEL_SCALE_DB, Answer, Ensemble, Layout, gaussian_nll
 from localize_core.training.summaries import Summaries
 
 GRADIENT_LIMIT = 1.0
@@ -158,7 +158,50 @@ def fit(
     return answer.cpu().eval(), history
 
 
-def predict(answer: Answer, summaries: Summaries, batch: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+def folds_of(group: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Numbers of `count` folds into which whole blocks fall at random: int (n,)."""
+    blocks, number = np.unique(group, return_inverse=True)
+    fold = np.random.default_rng([seed, len(blocks)]).permutation(len(blocks)) % count
+    return np.asarray(fold[np.asarray(number).reshape(-1)])
+
+
+def fit_folds(
+    layout: Layout,
+    summaries: Summaries,
+    fold: np.ndarray,
+    config: FitConfig,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[Ensemble, tuple[Tensor, Tensor, Tensor], list[Epoch]]:
+    """One network for each fold, which has seen nothing of it: trained on the others but the next, which stops it.
+
+    Returns all of them as one, what each said of its own fold's windows (as `predict`), and the epochs of all.
+    `fold` (n,): number of each window's, from 0. `folder`: for checkpoints. Raises as `fit`.
+    """
+    count = int(fold.max()) + 1
+    members, history = [], []
+    said = (torch.zeros(len(fold), 2), torch.zeros(len(fold), 3), torch.zeros(len(fold), 1))
+    for number in range(count):
+        stops = fold == (number + 1) % count
+        member, epochs = fit(
+            layout,
+            summaries.select((fold != number) & ~stops),
+            summaries.select(stops),
+            replace(config, seed=config.seed + number),
+            checkpoint=None if folder is None else folder / f"checkpoint-{number}.pt",
+            resume=resume,
+            on_epoch=on_epoch,
+        )
+        for whole, part in zip(said, predict(member, summaries.select(fold == number)), strict=True):
+            whole[torch.from_numpy(fold == number)] = part
+        members.append(member)
+        history += epochs
+    return Ensemble(members), said, history
+
+
+def predict(answer: nn.Module, summaries: Summaries, batch: int = 512) -> tuple[Tensor, Tensor, Tensor]:
     """Positions (n, 2) and covariances (n, 3) in half sizes of the area, and logits of the confidence (n, 1)."""
     answer.eval()
     parts = []

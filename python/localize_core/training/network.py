@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localize_core.features.mel import mel_filterbank
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.contract import Contract
 
@@ -45,14 +46,16 @@ LOG_SIGMA_LIMIT = 7.0
 class Layout:
     """What a station's windows look like, as far as the network has to know.
 
-    `centre_m` (2,), `scale_m`: middle of the area and half its longer side. `receivers`, `rows`. `has_level`,
+    `centre_m` (2,), `half_sizes_m` (2,), `scale_m`: middle of the area, half its sides, and half the longer one.
+    `receivers`, `rows`. `has_level`,
     `has_timing`: which channels there are. `noise_power` (receivers,): of all bands, NaN where it is read off the
     quiet ones. `bank_width` (rows,): sum of each band's weights. `log_offset`: the floor of the log-mel channels.
-    `n_core`: samples that are correlated. `squared`: whether correlations are magnitudes.
-    `receivers_enu_m` (receivers, 3). `has_prior`: whether there is a compiled fix.
+    `n_core`: samples that are correlated. `squared`: whether correlations are magnitudes. `lag_m`: path difference
+    from one lag to the next. `receivers_enu_m` (receivers, 3). `has_prior`: whether a first stage gives a fix.
     """
 
     centre_m: tuple[float, float]
+    half_sizes_m: tuple[float, float]
     scale_m: float
     receivers: int
     rows: int
@@ -63,6 +66,7 @@ class Layout:
     log_offset: float
     n_core: int
     squared: bool
+    lag_m: float
     receivers_enu_m: tuple[tuple[float, float, float], ...]
     has_prior: bool
 
@@ -95,6 +99,7 @@ class Layout:
                 noise = 10.0 ** (told / 10.0) * float(np.sum(window**2)) * width.sum()
         return cls(
             centre_m=(float(middle[0]), float(middle[1])),
+            half_sizes_m=(float(high[0] - low[0]) / 2.0, float(high[1] - low[1]) / 2.0),
             scale_m=float(np.max(high - low)) / 2.0,
             receivers=len(contract.receivers),
             rows=contract.rows,
@@ -105,6 +110,7 @@ class Layout:
             log_offset=1e-10 if mel is None else mel.log_offset,
             n_core=1 if correlation is None else correlation.n_core,
             squared=correlation is not None and correlation.signal == "iq",
+            lag_m=0.0 if correlation is None else SPEED_OF_LIGHT_MPS * correlation.lag_step / contract.sample_rate_hz,
             receivers_enu_m=tuple(tuple(place) for place in spec.receivers_enu_m.tolist()),
             has_prior=len(contract.receivers) >= 3,
         )
@@ -189,7 +195,6 @@ class Site(nn.Module):
     of the confidence (batch, 1).
     """
 
-    lag: Tensor
     incidence: Tensor
     places: Tensor
 
@@ -203,8 +208,6 @@ class Site(nn.Module):
         shape, found, token = 4, 6, 8
         self.spectrum = _encoder(rows, shape) if layout.has_level else None
         self.profile = _encoder(rows, found) if pairs else None
-        lag = torch.arange(rows, dtype=torch.float32) - rows // 2
-        self.register_buffer("lag", lag / (rows / 4.0), persistent=False)
         incidence = torch.zeros(receivers, max(len(pairs), 1))
         for index, (i, j) in enumerate(pairs):
             incidence[i, index] = incidence[j, index] = 1.0
@@ -241,9 +244,8 @@ class Site(nn.Module):
         pooled = None
         if self.profile is not None and self.pair is not None:
             both = (present[:, self.first] * present[:, self.second])[..., None]
-            height = profile.amax(dim=2, keepdim=True)
-            weight = functional.relu(profile - PEAK * height) + LEAST_WEIGHT
-            centroid = (weight * self.lag).sum(dim=2, keepdim=True) / weight.sum(dim=2, keepdim=True)
+            height, lag = (part[..., None] for part in peaks(profile))
+            centroid = lag / (self.layout.rows / 4.0)
             believed = torch.sigmoid((height - 0.75) * 8.0)
             scalars = torch.cat([height, believed, centroid * believed], dim=2) * both
             ends = torch.cat(
@@ -266,6 +268,29 @@ class Site(nn.Module):
         trust = TRUST_LIMIT * torch.tanh(self.trust(hidden) / TRUST_LIMIT)
         valid = self.valid(torch.cat([hidden, prior], dim=1))
         return place[:, :2], factor, trust, valid
+
+
+def peaks(profile: Tensor) -> tuple[Tensor, Tensor]:
+    """Height of the correlation profiles (batch, pairs, rows) and the lag of their peak's middle, in rows from zero."""
+    height = profile.amax(dim=2, keepdim=True)
+    lag = torch.arange(profile.shape[2], dtype=profile.dtype) - profile.shape[2] // 2
+    weight = functional.relu(profile - PEAK * height) + LEAST_WEIGHT
+    return height[..., 0], (weight * lag.to(profile.device)).sum(dim=2) / weight.sum(dim=2)
+
+
+def axes(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Semi-axes of the 1-sigma ellipses of covariances (batch, 3) and the direction of the longer one, degrees
+    from east towards north: (batch, 1) each."""
+    xx, xy, yy = (covariance[:, k : k + 1] for k in range(3))
+    middle, difference = (xx + yy) * 0.5, (xx - yy) * 0.5
+    radius = torch.sqrt(difference * difference + xy * xy)
+    major = torch.sqrt(middle + radius)
+    minor = torch.sqrt(torch.maximum(middle - radius, middle * 1e-9))
+    # atan2(xy, difference) / 2, by half angles from whichever axis is the nearer one.
+    from_east = torch.atan(xy / torch.maximum(radius + difference, middle * 1e-9))
+    from_north = torch.atan(xy / torch.maximum(radius - difference, middle * 1e-9))
+    theta = torch.where(difference >= 0.0, from_east, math.pi / 2.0 - from_north) * (180.0 / math.pi)
+    return major, minor, theta
 
 
 def _encoder(rows: int, width: int) -> nn.Module:
@@ -361,8 +386,31 @@ class Answer(nn.Module):
         return position, covariance, valid
 
 
+class Ensemble(nn.Module):
+    """Several `Answer`s as one: mean and covariance of the mixture of their normal distributions, and their mean logit.
+
+    Source: Lakshminarayanan et al. 2017.
+    """
+
+    def __init__(self, members: list[Answer]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(
+        self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = [member(spectrum, level, profile, present, fix) for member in self.members]
+        positions, covariances, logits = (torch.stack(part) for part in zip(*found, strict=True))
+        position = positions.mean(dim=0)
+        e, n = (positions - position).unbind(dim=2)
+        spread = torch.stack([e * e, e * n, n * n], dim=2)
+        return position, (covariances + spread).mean(dim=0), logits.mean(dim=0)
+
+
 class Calibrated(nn.Module):
-    """Windows and compiled fix to the tensors of the contract: position, uncertainty, confidence.
+    """Windows and first stage's fix to the tensors of the contract: position, uncertainty, confidence.
+
+    `radio_map`: makes the fix of the summaries itself, whatever comes from elsewhere.
 
     Variances are multiplied by exp(ellipse[0] + ellipse[1] · (log det covariance − ellipse[2])), logits become
     logit · confidence[0] + confidence[1].
@@ -371,25 +419,21 @@ class Calibrated(nn.Module):
     ellipse: Tensor
     confidence: Tensor
 
-    def __init__(self, layout: Layout, answer: Answer) -> None:
+    def __init__(self, layout: Layout, answer: nn.Module, radio_map: nn.Module | None = None) -> None:
         super().__init__()
         self.layout = layout
         self.summary = Summary(layout)
         self.answer = answer
+        self.radio_map = radio_map
         self.register_buffer("ellipse", torch.zeros(3))
         self.register_buffer("confidence", torch.tensor([1.0, 0.0]))
 
     def forward(self, features: Tensor, fix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        position, covariance, logit = self.answer(*self.summary(features), fix)
-        xx, xy, yy = (self.scaled(covariance)[:, k : k + 1] * self.layout.scale_m**2 for k in range(3))
-        middle, difference = (xx + yy) * 0.5, (xx - yy) * 0.5
-        radius = torch.sqrt(difference * difference + xy * xy)
-        major = torch.sqrt(middle + radius)
-        minor = torch.sqrt(torch.maximum(middle - radius, middle * 1e-9))
-        # atan2(xy, difference) / 2, by half angles from whichever axis is the nearer one.
-        from_east = torch.atan(xy / torch.maximum(radius + difference, middle * 1e-9))
-        from_north = torch.atan(xy / torch.maximum(radius - difference, middle * 1e-9))
-        theta = torch.where(difference >= 0.0, from_east, math.pi / 2.0 - from_north) * (180.0 / math.pi)
+        spectrum, level, profile, present = self.summary(features)
+        if self.radio_map is not None:
+            fix = fix * 0.0 + self.radio_map(level, profile, present)
+        position, covariance, logit = self.answer(spectrum, level, profile, present, fix)
+        major, minor, theta = axes(self.scaled(covariance) * self.layout.scale_m**2)
         place = position * self.layout.scale_m + position.new_tensor(self.layout.centre_m)
         certain = torch.sigmoid(logit * self.confidence[0] + self.confidence[1])
         return place, torch.cat([major, minor, theta], dim=1), certain

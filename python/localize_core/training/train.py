@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,17 @@ from localize_core.model.onnx_model import OnnxModel
 from localize_core.training.calibrate import Calibration, apply, calibrate
 from localize_core.training.data import TrainingData
 from localize_core.training.export import Parity, export, provenance
-from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit
+from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit, fit_folds, folds_of, predict
 from localize_core.training.network import Calibrated, Layout
+from localize_core.training.radio_map import cross_fitted, fit_radio_map
 from localize_core.training.summaries import Summaries, prior_spec, summarise
 
 Step = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Begins a step of so many windows; what it gives is told how many more are done."""
 
 MEMORY = ("train", "validation", "calibration")
+FOLDS = 6
+"""Networks that a site's model is made of; each has one fold to be judged by and one to stop by."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def train(
     _check_same(work / "data", data)
 
     source = data.parts["train"]
-    layout, prior = Layout.of(source.contract, data.spec), prior_spec(data.spec)
+    layout = Layout.of(source.contract, data.spec)
+    prior = None if data.has_map else prior_spec(data.spec)
+    layout = replace(layout, has_prior=data.has_map or prior is not None)
     first = None if prior is None else work / "first-stage.onnx"
     if first is not None and prior is not None:
         compile_model(prior, first)
@@ -81,17 +86,8 @@ def train(
         with step(f"windows for {part}", len(data.parts[part])) as advance:
             summaries[part] = summarise(data.parts[part], layout, first, workers=workers, progress=advance)
         _keep(summaries[part], kept)
-    answer, history = fit(
-        layout,
-        summaries["train"],
-        summaries["validation"],
-        config,
-        checkpoint=work / "checkpoint.pt",
-        resume=resume,
-        on_epoch=on_epoch,
-    )
-    calibration = calibrate(layout, answer, summaries["calibration"])
-    network = Calibrated(layout, answer)
+    learn = _learn_site if data.has_map else _learn
+    network, history, calibration = learn(layout, summaries, config, work, resume=resume, on_epoch=on_epoch)
     apply(calibration, network)
     told = provenance(
         "trained",
@@ -101,7 +97,8 @@ def train(
         windows={part: len(found) for part, found in summaries.items()},
         epochs=len(history),
         fit=asdict(config),
-        first_stage=None if prior is None else "compiled",
+        first_stage="radio map" if data.has_map else None if prior is None else "compiled",
+        networks=FOLDS if data.has_map else 1,
         calibration={"windows": calibration.windows, "containment": calibration.containment},
     )
     contract = source.contract.model_copy(update={"name": name, "model_version": version, "provenance": told})
@@ -117,6 +114,45 @@ def train(
     draft.replace(output)
     shutil.rmtree(work)
     return Trained(contract, history, calibration, parity)
+
+
+def _learn(
+    layout: Layout,
+    summaries: dict[str, Summaries],
+    config: FitConfig,
+    work: Path,
+    *,
+    resume: bool,
+    on_epoch: OnEpoch | None,
+) -> tuple[Calibrated, list[Epoch], Calibration]:
+    """One network, calibrated on the part that is for it."""
+    checkpoint = work / "checkpoint.pt"
+    train, validation, held = (summaries[part] for part in MEMORY)
+    answer, history = fit(layout, train, validation, config, checkpoint=checkpoint, resume=resume, on_epoch=on_epoch)
+    return Calibrated(layout, answer), history, calibrate(layout, predict(answer, held), held)
+
+
+def _learn_site(
+    layout: Layout,
+    summaries: dict[str, Summaries],
+    config: FitConfig,
+    work: Path,
+    *,
+    resume: bool,
+    on_epoch: OnEpoch | None,
+) -> tuple[Calibrated, list[Epoch], Calibration]:
+    """A map of the site and several networks behind it.
+
+    A site has few blocks, and a split that sets some of them aside for calibration judges by too few. So all but the
+    test is shared out to folds: each is judged by a map and a network that have seen nothing of it, and the calibration
+    rests on all of these judgements.
+    """
+    known = Summaries.concatenate([summaries[part] for part in MEMORY])
+    fold = folds_of(known.group, FOLDS, seed=config.seed)
+    radio_map = fit_radio_map(layout, known, seed=config.seed)
+    known = cross_fitted(layout, known, fold, seed=config.seed)
+    answer, said, history = fit_folds(layout, known, fold, config, folder=work, resume=resume, on_epoch=on_epoch)
+    return Calibrated(layout, answer, radio_map), history, calibrate(layout, said, known)
 
 
 def _check_same(path: Path, data: TrainingData) -> None:

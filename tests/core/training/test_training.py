@@ -27,6 +27,7 @@ from localize_core.training.summaries import Summaries  # noqa: E402
 ROWS, RECEIVERS, PAIRS = 32, 4, 6
 LAYOUT = Layout(
     centre_m=(100.0, -50.0),
+    half_sizes_m=(1000.0, 800.0),
     scale_m=1000.0,
     receivers=RECEIVERS,
     rows=ROWS,
@@ -37,6 +38,7 @@ LAYOUT = Layout(
     log_offset=1e-10,
     n_core=200,
     squared=True,
+    lag_m=30.0,
     receivers_enu_m=((0.0, 0.0, 0.0), (900.0, 0.0, 0.0), (0.0, 900.0, 0.0), (900.0, 900.0, 0.0)),
     has_prior=True,
 )
@@ -239,7 +241,8 @@ def test_calibration_mends_ellipses_that_are_too_small():
         made.answer.site.trust[-1].weight.zero_()
         made.answer.site.trust[-1].bias.zero_()
         made.answer.site.place[-1].bias[2:4] = -4.0
-    found = calibrate(LAYOUT, made.answer, summaries(3000, 5, understated=3.0))
+    held = summaries(3000, 5, understated=3.0)
+    found = calibrate(LAYOUT, predict(made.answer, held), held)
     apply(found, made)
     new = summaries(3000, 6, understated=3.0)
     inside = new.inside
@@ -254,13 +257,15 @@ def test_calibration_mends_ellipses_that_are_too_small():
 
 
 def test_calibration_wants_windows():
+    few = summaries(40, 1)
     with pytest.raises(ModelError, match="at least 50 needed"):
-        calibrate(LAYOUT, network().answer, summaries(40, 1))
+        calibrate(LAYOUT, predict(network().answer, few), few)
 
 
 def test_calibration_refuses_what_is_not_finite():
     made = network()
     with torch.no_grad():
         made.answer.site.place[-1].bias[0] = float("nan")
+    held = summaries(200, 1)
     with pytest.raises(ModelError, match="not finite"):
-        calibrate(LAYOUT, made.answer, summaries(200, 1))
+        calibrate(LAYOUT, predict(made.answer, held), held)

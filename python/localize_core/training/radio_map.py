@@ -1,0 +1,285 @@
+"""What a site does to levels and delays, learned as a map: Gaussian processes over what geometry leaves unexplained.
+
+Every receiver's level over its path-loss line, and every pair's delay over that of the straight paths, vary from place
+to place: walls shadow, reflections arrive later. Neighbouring places see much the same. A Gaussian process with an
+exponential kernel (Gudmundson 1991 found it for shadowing) says what to expect at every place of a grid, and how
+surely: near training places what was met there, far from them geometry alone. A window is then compared with all
+places at once, with Student's t for what no map foresees; the posterior's mean and covariance are a fix, made in the
+graph.
+
+Sources: Gudmundson 1991 (correlation of shadowing); Rasmussen & Williams 2006, chapters 2 and 5 (Gaussian processes and
+their marginal likelihood); Ferris, Hähnel & Fox 2006 (location from signal strength by Gaussian processes).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+
+from localize_core.training.network import LEVEL_SCALE_DB, Layout, axes, peaks
+from localize_core.training.summaries import Summaries
+
+SIDE = 48
+"""Places along the longer side of the grid."""
+BORDER = 0.05
+"""By which the grid reaches beyond the area, in half sizes."""
+HEARD_DB = -10.0
+"""Levels below this, relative to the noise, say nothing certain about the place."""
+BELIEVED = 0.75
+"""Height of a correlation peak, in the units of the profile, from which its lag is a delay."""
+FREEDOM = 4.0
+"""Degrees of freedom of Student's t."""
+LEAST_DISTANCE_M = 20.0
+FEWEST = 30
+"""Places in which a receiver or pair must have been met for a map of its own; fewer leave it geometry."""
+MOST = 2000
+"""Places that a map is made from, drawn at random beyond; the cost grows with their cube."""
+FOR_SCALES = 200
+"""Places of each map from which its scales are found."""
+OUTLIER = 3.0
+"""Residuals count no more than this many robust standard deviations."""
+
+
+@dataclass(frozen=True)
+class _Met:
+    """What training met at `places_m` (n, 2): residuals of f levels or delays over geometry, and where known."""
+
+    places_m: np.ndarray
+    residual: np.ndarray
+    known: np.ndarray
+
+
+class RadioMap(nn.Module):
+    """Summaries to a fix (batch, 6) as a compiled model gives it: east and north in metres, axes of the ellipse in
+    metres and its direction in degrees, and how well the best place fits, 1 perfectly, 0 not at all.
+
+    `place_m` (g, 2): of the grid. `mean`, `variance` (f, g): of levels in dB over noise, then of lags in rows.
+    """
+
+    place: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, layout: Layout, place_m: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+        super().__init__()
+        self.layout = layout
+        cell_m = math.sqrt(float(np.ptp(place_m[:, 0]) * np.ptp(place_m[:, 1])) / len(place_m))
+        self.cell_variance = (cell_m / layout.scale_m) ** 2 / 12.0
+        scaled = (place_m - np.array(layout.centre_m)) / layout.scale_m
+        self.register_buffer("place", torch.from_numpy(scaled.astype(np.float32)))
+        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
+        self.register_buffer("variance", torch.from_numpy(variance.astype(np.float32)))
+        self.register_buffer("log_variance", 0.5 * torch.log(self.variance), persistent=False)
+
+    log_variance: Tensor
+
+    def forward(self, level: Tensor, profile: Tensor, present: Tensor) -> Tensor:
+        value, known = observed(self.layout, level, profile, present)
+        off = (value[..., None] - self.mean) ** 2 / (FREEDOM * self.variance)
+        surprise = 0.5 * (FREEDOM + 1.0) * torch.log(1.0 + off)
+        likelihood = -(known[..., None] * (surprise + self.log_variance)).sum(dim=1)
+        share = torch.softmax(likelihood, dim=1)
+        middle = torch.matmul(share, self.place)
+        offset = self.place - middle[:, None]
+        e, n = offset[..., 0], offset[..., 1]
+        covariance = torch.stack([(share * e * e).sum(1), (share * e * n).sum(1), (share * n * n).sum(1)], dim=1)
+        covariance = covariance + covariance.new_tensor([self.cell_variance, 0.0, self.cell_variance])
+        count = known.sum(dim=1, keepdim=True)
+        expected = ((known[..., None] * surprise).sum(dim=1) * share).sum(dim=1, keepdim=True)
+        fit = torch.exp(-expected / count.clamp_min(1.0)) * torch.tanh(count)
+        place_m = middle * self.layout.scale_m + middle.new_tensor(self.layout.centre_m)
+        major, minor, theta = axes(covariance)
+        return torch.cat([place_m, major * self.layout.scale_m, minor * self.layout.scale_m, theta, fit], dim=1)
+
+
+def observed(layout: Layout, level: Tensor, profile: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """What is compared with a map: levels in dB over noise and lags in rows (batch, f), and which are known, 0 or 1."""
+    values, known = [], []
+    if layout.has_level:
+        level_db = level[..., 0] * LEVEL_SCALE_DB
+        values.append(level_db)
+        known.append(present * (level_db > HEARD_DB).float())
+    if layout.pairs:
+        height, lag = peaks(profile)
+        first, second = (present[:, list(each)] for each in zip(*layout.pairs, strict=True))
+        values.append(lag)
+        known.append(first * second * (height > BELIEVED).float())
+    return torch.cat(values, dim=1), torch.cat(known, dim=1)
+
+
+def fit_radio_map(layout: Layout, summaries: Summaries, *, seed: int) -> RadioMap:
+    """The map of a site from windows with their places. Same data and seed, same map."""
+    rng = np.random.default_rng([seed, len(summaries)])
+    place_m = _grid(layout)
+    mean, variance = [], []
+    for kind, base in (("level", _level_base), ("lag", _lag_base)):
+        if not (layout.has_level if kind == "level" else layout.pairs):
+            continue
+        met, of_grid, within = base(layout, summaries, place_m)
+        scales = _scales(met, rng)
+        residual, spread = _maps(met, place_m, scales, rng)
+        mean.append(of_grid + residual)
+        variance.append(spread + within)
+    return RadioMap(layout, place_m, np.concatenate(mean), np.concatenate(variance))
+
+
+def map_fixes(radio_map: RadioMap, summaries: Summaries, batch: int = 64) -> Summaries:
+    """`summaries` with the fixes of a map."""
+    fixes = []
+    with torch.no_grad():
+        for start in range(0, len(summaries), batch):
+            _, level, profile, present, _ = summaries.select(
+                np.arange(start, min(start + batch, len(summaries)))
+            ).tensors()
+            fixes.append(radio_map(level, profile, present).numpy())
+    return replace(summaries, fix=np.concatenate(fixes))
+
+
+def cross_fitted(layout: Layout, summaries: Summaries, fold: np.ndarray, *, seed: int) -> Summaries:
+    """`summaries` with the fix of each from a map that has seen nothing of its fold: what maps are like on new places.
+
+    A map knows the places that it was made from; a network trained on such fixes would learn to trust them blindly.
+    """
+    fix = np.zeros_like(summaries.fix)
+    for number in np.unique(fold):
+        held = fold == number
+        radio_map = fit_radio_map(layout, summaries.select(~held), seed=seed)
+        fix[held] = map_fixes(radio_map, summaries.select(held)).fix
+    return replace(summaries, fix=fix)
+
+
+def _grid(layout: Layout) -> np.ndarray:
+    """Places (g, 2) over the area, about equally far apart in both directions."""
+    sides = [half * (1.0 + BORDER) for half in layout.half_sizes_m]
+    spacing = 2.0 * max(sides) / (SIDE - 1)
+    axis = [
+        centre + np.linspace(-side, side, max(round(2.0 * side / spacing) + 1, 2))
+        for centre, side in zip(layout.centre_m, sides, strict=True)
+    ]
+    return np.stack(np.meshgrid(*axis, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _distance_m(layout: Layout, place_m: np.ndarray) -> np.ndarray:
+    """From places (n, 2) at the emitters' height to each receiver, (n, r)."""
+    receivers = np.array(layout.receivers_enu_m)
+    flat = cdist(place_m, receivers[:, :2])
+    return np.hypot(flat, np.maximum(np.abs(receivers[:, 2]), LEAST_DISTANCE_M))
+
+
+def _level_base(layout: Layout, summaries: Summaries, grid_m: np.ndarray) -> tuple[_Met, np.ndarray, np.ndarray]:
+    """Levels over a path-loss line, whose slope is common and whose height is each receiver's own."""
+    value, known, places_m, within = _by_source(layout, summaries, slice(0, layout.receivers))
+    log_distance = np.log10(_distance_m(layout, places_m))
+    height, slope = np.zeros(layout.receivers), 0.0
+    for _ in range(20):  # by turns: each is a plain mean or regression
+        for r in range(layout.receivers):
+            met = known[:, r]
+            height[r] = np.mean(value[met, r] - slope * log_distance[met, r]) if met.any() else np.nan
+        height = np.where(np.isnan(height), np.nanmean(height) if known.any() else 0.0, height)
+        centred = log_distance - log_distance[known].mean() if known.any() else log_distance
+        slope = float(np.sum(((value - height) * centred)[known]) / max(np.sum((centred * centred)[known]), 1e-9))
+        slope = float(np.clip(slope, -60.0, 0.0))
+    line = height + slope * log_distance
+    of_grid = (height + slope * np.log10(_distance_m(layout, grid_m))).T
+    return _Met(places_m, value - line, known), of_grid, within
+
+
+def _lag_base(layout: Layout, summaries: Summaries, grid_m: np.ndarray) -> tuple[_Met, np.ndarray, np.ndarray]:
+    """Lags over those of straight paths, in rows."""
+    first = layout.receivers if layout.has_level else 0
+    value, known, places_m, within = _by_source(layout, summaries, slice(first, None))
+
+    def straight(place_m: np.ndarray) -> np.ndarray:
+        distance_m = _distance_m(layout, place_m)
+        one, other = (distance_m[:, list(each)] for each in zip(*layout.pairs, strict=True))
+        return np.asarray((one - other) / layout.lag_m)
+
+    return _Met(places_m, value - straight(places_m), known), straight(grid_m).T, within
+
+
+def _by_source(
+    layout: Layout, summaries: Summaries, columns: slice
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means of what windows of one place and source hold (n, f), known (n, f), places (n, 2), and the variance of a
+    window round them (f, 1)."""
+    inside = summaries.select(summaries.inside)
+    _, level, profile, present, _ = inside.tensors()
+    both = (part.numpy().astype(float) for part in observed(layout, level, profile, present))
+    value, weight = (part[:, columns] for part in both)
+    key = np.concatenate([inside.source[:, None], inside.truth_m], axis=1)
+    unique, number = np.unique(key, axis=0, return_inverse=True)
+    number = np.asarray(number).reshape(-1)
+    count, total = (np.zeros((len(unique), value.shape[1])) for _ in range(2))
+    np.add.at(count, number, weight)
+    np.add.at(total, number, weight * value)
+    mean = total / np.maximum(count, 1.0)
+    squared = (weight * (value - mean[number]) ** 2).sum(axis=0)
+    free = (count - 1.0).clip(0.0).sum(axis=0)
+    return mean, count > 0.0, unique[:, 1:], (squared / np.maximum(free, 1.0))[:, None]
+
+
+def _winsorised(met: _Met) -> np.ndarray:
+    """Residuals, those of all receivers or pairs on one scale, cut where they are outliers."""
+    known = met.residual[met.known]
+    robust = 1.4826 * float(np.median(np.abs(known))) if len(known) else 1.0
+    limit = OUTLIER * max(robust, 1e-6)
+    return np.clip(met.residual, -limit, limit)
+
+
+def _scales(met: _Met, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Variance and correlation length of the site's part and variance of the rest, by marginal likelihood."""
+    residual = _winsorised(met)
+    sets = []
+    for f in range(residual.shape[1]):
+        where = np.flatnonzero(met.known[:, f])
+        if len(where) >= FEWEST:
+            where = rng.choice(where, min(FOR_SCALES, len(where)), replace=False)
+            sets.append((cdist(met.places_m[where], met.places_m[where]), residual[where, f]))
+    extent_m = float(np.ptp(met.places_m, axis=0).max())
+    total = float(np.var(residual[met.known])) if met.known.any() else 1.0
+    start = np.log([0.8 * max(total, 1e-6), max(extent_m / 10.0, 1.0), 0.2 * max(total, 1e-6)])
+    if not sets:
+        variance, length_m, rest = np.exp(start)
+        return float(variance), float(length_m), float(rest)
+
+    def surprise(logarithms: np.ndarray) -> float:
+        variance, length_m, rest = np.exp(np.clip(logarithms, start - 6.0, start + 6.0))
+        found = 0.0
+        for distance_m, values in sets:
+            factor = cho_factor(variance * np.exp(-distance_m / length_m) + rest * np.eye(len(values)), lower=True)
+            found += 0.5 * float(values @ cho_solve(factor, values)) + float(np.log(np.diag(factor[0])).sum())
+        return found
+
+    options = {"maxiter": 80, "xatol": 0.05, "fatol": 0.5}
+    best = minimize(surprise, start, method="Nelder-Mead", options=options).x
+    variance, length_m, rest = np.exp(np.clip(best, start - 6.0, start + 6.0))
+    return float(variance), float(length_m), float(rest)
+
+
+def _maps(
+    met: _Met, grid_m: np.ndarray, scales: tuple[float, float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of what will be observed at the places of a grid, (f, g) each."""
+    variance, length_m, rest = scales
+    residual = _winsorised(met)
+    mean = np.zeros((residual.shape[1], len(grid_m)))
+    spread = np.full_like(mean, variance + rest)
+    for f in range(residual.shape[1]):
+        where = np.flatnonzero(met.known[:, f])
+        if len(where) < FEWEST:
+            continue
+        where = np.sort(rng.choice(where, min(MOST, len(where)), replace=False))
+        places_m = met.places_m[where]
+        inner = variance * np.exp(-cdist(places_m, places_m) / length_m) + rest * np.eye(len(where))
+        across = variance * np.exp(-cdist(places_m, grid_m) / length_m)
+        solved = cho_solve(cho_factor(inner, lower=True), across)
+        mean[f] = solved.T @ residual[where, f]
+        spread[f] -= np.einsum("ng,ng->g", solved, across)
+    return mean, spread
