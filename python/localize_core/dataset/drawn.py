@@ -293,8 +293,8 @@ def _place(rng: np.random.Generator, area: Area, *, outside: bool) -> tuple[floa
 class ChannelWindows(DrawnWindows):
     """Windows of a channel data set, `repeats` of each of `rows`, windows without emitter and outside among them.
 
-    An emitter outside has either the paths of another of `rows` for every receiver, which no place has together, or
-    straight paths from beyond the area. `group` (n,): of each row of the set.
+    An emitter outside is heard by straight paths from beyond the area, at levels that scatter round the set's own
+    path-loss line as its places do. `group` (n,): of each row of the set.
     """
 
     def __init__(
@@ -356,18 +356,9 @@ class ChannelWindows(DrawnWindows):
         return Drawn(scene, label, truth_m, snr_db, bandwidth_hz, int(self._group[row]), row)
 
     def _outside(self, rng: np.random.Generator, one: ChannelSet) -> ChannelSet:
-        """Paths that no place in the area has."""
+        """Straight paths from beyond the area."""
         channels = self._channels
         receivers = len(channels.receivers_enu_m)
-        if rng.uniform() < 0.5 and receivers > 1 and len(np.unique(self._rows)) > 1:
-            others, index = rng.choice(self._rows, receivers), np.arange(receivers)
-            while np.ptp(others) == 0:
-                others = rng.choice(self._rows, receivers)
-            return replace(
-                one,
-                tap_gain=channels.tap_gain[others, index][None],
-                tap_delay_ns=channels.tap_delay_ns[others, index][None],
-            )
         area = self.plan.spec.area
         place = channels.frame.to_enu_m(*_place(rng, area, outside=True), area.altitude_m)
         distance_m = np.linalg.norm(channels.receivers_enu_m - place, axis=1)
@@ -406,8 +397,10 @@ def channel_station(
         raise ConfigError(f"sample_rate_hz={rate_hz}: must be above 0")
     latitude, longitude, altitude_m = channels.transmitters_wgs84
     margin = 0.03 * max(float(np.ptp(latitude)), float(np.ptp(longitude)), 1e-5)
-    n_fft = 1024 if both else 256
-    hop_s = n_fft / 2.0 / rate_hz
+    # A single receiver's windows have the plain form, in which most models of one spectrogram come.
+    alone = len(channels.receivers) == 1
+    n_fft, hop = (1024, None) if both else (512, 128) if alone else (256, 128)
+    window_s = (FRAMES + 2) * (hop or n_fft) / rate_hz
     fields = {
         "station": {
             "name": name,
@@ -435,9 +428,10 @@ def channel_station(
         },
         "features": {
             "channels": ["log_mel", "cross_correlation"] if both else ["log_mel"],
-            "rows": rows or (128 if both else 64),
+            "rows": rows or (128 if both or alone else 64),
             "n_fft": n_fft,
-            "window_s": (FRAMES + 2) * (2.0 if both else 1.0) * hop_s,
+            "hop": hop,
+            "window_s": window_s,
         },
     }
     try:

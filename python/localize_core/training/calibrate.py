@@ -15,7 +15,6 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import chi2
 from torch import Tensor
 
-from localize_core.dataset.windows import Label
 from localize_core.errors import ModelError
 from localize_core.evaluation.metrics import PROBABILITIES
 from localize_core.training.fit import scaled_truth
@@ -84,7 +83,7 @@ def calibrate(layout: Layout, said: tuple[Tensor, Tensor, Tensor], summaries: Su
         )
     return Calibration(
         ellipse=(scale, slope, middle),
-        confidence=_platt(logit[:, 0], summaries.label == Label.INSIDE),
+        confidence=_platt(logit[:, 0], summaries.answerable),
         containment=containment,
         windows=count,
     )

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localize_core.dataset.windows import Label
 from localize_core.errors import ConfigError, ModelError
 from localize_core.training.network import LEVEL_SCALE_DB, Answer, Ensemble, Layout, gaussian_nll
 from localize_core.training.summaries import Summaries
@@ -218,7 +217,7 @@ def scaled_truth(layout: Layout, truth_m: np.ndarray) -> Tensor:
 
 
 def _on(summaries: Summaries, where: torch.device) -> tuple[Tensor, ...]:
-    label = torch.from_numpy((summaries.label == Label.INSIDE).astype(np.float32))
+    label = torch.from_numpy(summaries.answerable.astype(np.float32))
     placed = torch.from_numpy(summaries.inside.astype(np.float32))
     truth = torch.from_numpy(np.nan_to_num(summaries.truth_m).astype(np.float32))
     return tuple(part.to(where) for part in (*summaries.tensors(), truth, label, placed))

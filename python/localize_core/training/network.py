@@ -297,24 +297,16 @@ def _encoder(rows: int, width: int) -> nn.Module:
     """Convolutions along the rows of each of (batch, n, rows), the same for all n: (batch, n, width)."""
     return _Shared(
         nn.Sequential(
-            nn.Conv1d(1, 8, 7, stride=2, padding=3),
+            nn.Conv1d(1, 8, 9, stride=4, padding=4),
             nn.SiLU(),
             nn.Conv1d(8, 12, 5, stride=2, padding=2),
             nn.SiLU(),
-            nn.Conv1d(12, 12, 5, stride=2, padding=2),
-            nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(12 * _strided(rows, 3), width),
+            nn.Linear(12 * (((rows + 3) // 4 + 1) // 2), width),
             nn.Tanh(),
         ),
         width,
     )
-
-
-def _strided(rows: int, times: int) -> int:
-    for _ in range(times):
-        rows = (rows + 1) // 2
-    return rows
 
 
 class _Shared(nn.Module):

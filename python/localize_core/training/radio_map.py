@@ -24,14 +24,12 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from localize_core.training.network import LEVEL_SCALE_DB, Layout, axes, peaks
-from localize_core.training.summaries import Summaries
+from localize_core.training.summaries import HEARD_DB, Summaries
 
 SIDE = 48
 """Places along the longer side of the grid."""
 BORDER = 0.05
 """By which the grid reaches beyond the area, in half sizes."""
-HEARD_DB = -10.0
-"""Levels below this, relative to the noise, say nothing certain about the place."""
 BELIEVED = 0.75
 """Height of a correlation peak, in the units of the profile, from which its lag is a delay."""
 FREEDOM = 4.0

@@ -19,6 +19,8 @@ from localize_core.model.onnx_model import OnnxModel
 from localize_core.training.network import Layout, Summary
 
 BATCH = 32
+HEARD_DB = -10.0
+"""SNR from which a receiver hears an emitter."""
 
 Progress = Callable[[int], None]
 """Told how many windows more are done."""
@@ -58,6 +60,12 @@ class Summaries:
     def inside(self) -> np.ndarray:
         """Windows that have a place to learn, (n,) bool."""
         return np.asarray((self.label == Label.INSIDE) & np.isfinite(self.truth_m).all(axis=1))
+
+    @property
+    def answerable(self) -> np.ndarray:
+        """Windows whose fix deserves confidence, (n,) bool: the emitter is in the area, and some receiver hears it."""
+        heard = np.isnan(self.snr_db) | (self.snr_db >= HEARD_DB)
+        return np.asarray((self.label == Label.INSIDE) & heard.any(axis=1))
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The inputs of `Answer`."""
