@@ -37,8 +37,8 @@ class FitConfig:
     weight_decay: float = 0.05
     hidden: int = 128
     dropout: float = 0.4
-    level_jitter_db: float = 5.0
-    profile_jitter: float = 0.5
+    level_jitter_db: float = 2.0
+    profile_jitter: float = 0.2
     patience: int = 12
     seed: int = 1
 
