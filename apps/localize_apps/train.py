@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 
 from localize_core.training.data import TrainingData, channel_data, recording_data, scene_data
 from localize_core.training.fit import Epoch, FitConfig
-from localize_core.training.train import train
+from localize_core.training.train import FOLDS, train
 
 WAVEFORMS = tuple(name for name in get_args(WaveformName) if name != "none")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -170,12 +170,15 @@ def command(
             yield lambda count: progress.advance(task, count)
             progress.remove_task(task)
 
-        task = progress.add_task("epochs", total=epochs)
+        networks = FOLDS if data.has_map else 1
+        task = progress.add_task("epochs", total=epochs * networks)
 
         def on_epoch(epoch: Epoch) -> None:
-            progress.update(task, completed=epoch.number + 1)
+            progress.update(task, completed=epochs * epoch.network + epoch.number + 1)
+            which = f"network {epoch.network + 1} of {networks}, " if networks > 1 else ""
             screen.print(
-                f"epoch {epoch.number + 1}: loss {epoch.train_loss:.3f}, validation {epoch.validation_loss:.3f}, "
+                f"{which}epoch {epoch.number + 1}: loss {epoch.train_loss:.3f}, "
+                f"validation {epoch.validation_loss:.3f}, "
                 f"median error {epoch.validation_median_m:.0f} m{', best so far' if epoch.is_best else ''}",
                 highlight=False,
             )

@@ -61,13 +61,14 @@ class FitConfig:
 @dataclass(frozen=True)
 class Epoch:
     """What an epoch came to: mean losses (nats), the median error on the validation windows, and whether it is the
-    best so far."""
+    best so far. `network`: which one was trained, from 0."""
 
     number: int
     train_loss: float
     validation_loss: float
     validation_median_m: float
     is_best: bool
+    network: int = 0
 
 
 OnEpoch = Callable[[Epoch], None]
@@ -183,6 +184,11 @@ def fit_folds(
     members, history = [], []
     said = (torch.zeros(len(fold), 2), torch.zeros(len(fold), 3), torch.zeros(len(fold), 1))
     for number in range(count):
+
+        def told(epoch: Epoch, network: int = number) -> None:
+            if on_epoch is not None:
+                on_epoch(replace(epoch, network=network))
+
         stops = fold == (number + 1) % count
         member, epochs = fit(
             layout,
@@ -191,12 +197,12 @@ def fit_folds(
             replace(config, seed=config.seed + number),
             checkpoint=None if folder is None else folder / f"checkpoint-{number}.pt",
             resume=resume,
-            on_epoch=on_epoch,
+            on_epoch=told,
         )
         for whole, part in zip(said, predict(member, summaries.select(fold == number)), strict=True):
             whole[torch.from_numpy(fold == number)] = part
         members.append(member)
-        history += epochs
+        history += [replace(epoch, network=number) for epoch in epochs]
     return Ensemble(members), said, history
 
 
