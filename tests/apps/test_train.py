@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from localize_apps.main import main
 from localize_core.errors import ModelError
+from localize_core.geodesy import LocalFrame
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 
@@ -177,3 +179,58 @@ def test_a_site_is_learned_from_its_channels(site: Path, tmp_path: Path, capsys)
     assert main(["evaluate", str(output), "--channels", str(site), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
     assert figures["model"]["accuracy"]["median_m"] < figures["compiled"]["accuracy"]["median_m"]
+
+
+RATE_HZ, DRIVE_S, DRIVE_WINDOW_S = 50e3, 12.0, 0.05
+
+
+@pytest.fixture
+def drives(tmp_path: Path, write_sigmf) -> tuple[Path, list[Path]]:
+    """A folder with two drives, heard by four receivers, two of them behind a wall in the west, and their truths."""
+    folder = tmp_path / "drives"
+    folder.mkdir()
+    frame = LocalFrame(47.025, 8.035, 0.0)
+    places = frame.to_enu_m(*np.array([*PLACES.values()]).T, 0.0)[:, :2]
+    truths = []
+    for drive in range(2):
+        rng = np.random.default_rng(drive)
+        count = round(DRIVE_S * RATE_HZ)
+        t = np.arange(count) / RATE_HZ
+        turn = 2.0 * np.pi * t / DRIVE_S
+        track = np.column_stack([2000.0 * np.sin(3.0 * turn + drive), 2000.0 * np.cos(2.0 * turn)])
+        emitted = rng.standard_normal(count) + 1j * rng.standard_normal(count)
+        lines = [f'[station]\nname = "small"\nsample_rate_hz = {RATE_HZ}\nfrequency_hz = 433e6\ncommon_clock = true']
+        lines.append("[area]\nsouth = 47.0\nnorth = 47.05\nwest = 8.0\neast = 8.07")
+        lines.append(f'[features]\nchannels = ["log_mel"]\nrows = 32\nn_fft = 256\nwindow_s = {DRIVE_WINDOW_S}')
+        for number, (name, (latitude, longitude)) in enumerate(PLACES.items()):
+            distance_m = np.linalg.norm(track - places[number], axis=1)
+            wall_db = 15.0 * (track[:, 0] < 0.0) * (number < 2)
+            gain = 10.0 ** ((-30.0 - 30.0 * np.log10(distance_m / 1000.0) - wall_db) / 20.0)
+            noise = 1e-3 * (rng.standard_normal(count) + 1j * rng.standard_normal(count))
+            samples = ((gain * emitted + noise) / np.sqrt(2.0)).astype(np.complex64)
+            path = folder / f"{drive}{name}"
+            write_sigmf(path, samples, rate_hz=RATE_HZ, captures=[(0, f"2026-01-02T0{drive}:00:00Z", 433e6)])
+            lines.append(f'[[receiver]]\nname = "{name}"\nlatitude = {latitude}\nlongitude = {longitude}')
+            lines.append(f'noise_dbfs = -60.0\nsource = {{ kind = "sigmf", path = "{path.name}.sigmf-meta" }}')
+        (folder / f"{drive}.toml").write_text("\n".join(lines), encoding="utf-8")
+        start_s = datetime(2026, 1, 2, drive, tzinfo=UTC).timestamp()
+        rows = ["timestamp,latitude,longitude"]
+        for k in range(0, count, 500):
+            latitude, longitude, _ = frame.to_geodetic(np.array([*track[k], 0.0]))
+            rows.append(f"{start_s + t[k]:.3f},{latitude:.7f},{longitude:.7f}")
+        truths.append(tmp_path / f"{drive}.csv")
+        truths[-1].write_text("\n".join(rows), encoding="utf-8")
+    return folder, truths
+
+
+def test_a_site_is_learned_from_drives(drives, tmp_path: Path, capsys):
+    folder, truths = drives
+    output = tmp_path / "drives.onnx"
+    told = [part for truth in truths for part in ("--truth", str(truth))]
+    given = ["train", "--recordings", str(folder), *told, "--epochs", "12", "-o", str(output), "--json"]
+    assert main(given) == 0
+    assert "network 6 of 6, epoch" in capsys.readouterr().err
+    contract = OnnxModel(output).contract
+    assert contract.provenance["first_stage"] == "radio map"
+    assert contract.provenance["split"]["kind"] == "time"
+    assert contract.accuracy["median_m"] < 200.0

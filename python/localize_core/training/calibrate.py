@@ -24,7 +24,7 @@ from localize_core.training.summaries import Summaries
 LEAST_WINDOWS = 50
 STEEPEST = 0.5
 """The power law may stretch the logarithm of stated volumes by half of it, no more."""
-WORST = 0.08
+WORST = 0.12
 """A share inside an ellipse may be off by this on the calibration windows themselves; else it is no calibration."""
 
 
