@@ -46,6 +46,8 @@ def at(x: Var, axis: int, index: int) -> Var:
 
 def between(x: Var, axis: int, start: int, stop: int) -> Var:
     """A constant range of an axis."""
+    if start == 0 and (x.unwrap_tensor().shape or ())[axis] == stop:
+        return x
     bounds = [op.const(np.array([value], np.int64)) for value in (start, stop, axis)]
     return op.slice(x, bounds[0], bounds[1], bounds[2])
 
@@ -62,35 +64,37 @@ def clip(x: Var, low: float, high: float, dtype: Any = np.float32) -> Var:
     return op.clip(x, const(low, dtype), const(high, dtype))
 
 
+def rank(x: Var) -> int:
+    return len(x.unwrap_tensor().shape or ())
+
+
 def transpose_last(x: Var) -> Var:
-    """Swap the last two of three axes."""
-    return op.transpose(x, perm=[0, 2, 1])
+    """Swap the last two axes."""
+    axes = list(range(rank(x)))
+    return op.transpose(x, perm=[*axes[:-2], axes[-1], axes[-2]])
 
 
 def diagonal(x: Var, size: int, dtype: Any = np.float64) -> Var:
-    """(batch, size) to diagonal matrices (batch, size, size)."""
-    return expand_dims(x, 2) * const(np.eye(size)[None], dtype)
+    """(..., size) to diagonal matrices (..., size, size)."""
+    return expand_dims(x, rank(x)) * const(np.eye(size), dtype)
 
 
 def spd_inverse(matrix: Var, size: int) -> Var:
-    """Inverse of symmetric positive definite matrices (batch, size, size), float64, by the sweep operator.
+    """Inverse of symmetric positive definite matrices (..., size, size), float64, by the sweep operator.
 
     Source: Goodnight 1979, "A tutorial on the SWEEP operator". The operator set has no inverse of its own.
     """
+    identity, last = np.eye(size), rank(matrix) - 1
     # Each pivot is set by subtraction from numbers near one: only a unit diagonal keeps its digits.
-    root = op.sqrt(total(matrix * const(np.eye(size)[None], np.float64), 2, keep=True))
+    root = op.sqrt(total(matrix * const(identity, np.float64), last, keep=True))
     scale = op.matmul(root, transpose_last(root))
     matrix = matrix / scale
     for pivot in range(size):
-        unit = np.eye(size)[None, :, pivot : pivot + 1]
-        column = op.matmul(matrix, const(unit, np.float64))
-        reduced = column - const(unit, np.float64)
-        matrix = (
-            matrix
-            - op.matmul(reduced, transpose_last(reduced)) / between(column, 1, pivot, pivot + 1)
-            - const(2.0 * unit * unit.transpose(0, 2, 1), np.float64)
-        )
-    return op.neg(matrix) / scale
+        column = between(matrix, last, pivot, pivot + 1)
+        reduced = column - const(identity[:, pivot : pivot + 1], np.float64)
+        matrix = matrix - op.matmul(reduced, transpose_last(reduced)) / between(column, last - 1, pivot, pivot + 1)
+    # A swept pivot p is left as 2 - 1/p, and no later sweep looks at it.
+    return (const(2.0 * identity, np.float64) - matrix) / scale
 
 
 def smoothing_polynomials(shapes: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -100,39 +100,36 @@ def _last(rank: int) -> tuple[Var, Var, Var]:
 
 
 def level_log_likelihood(found: Levels, length_m: Var, spec: LikelihoodSpec) -> Var:
-    """Log-likelihood of points with path lengths (batch, points, R): (batch, points)."""
+    """Log-likelihood of points with path lengths (batch, R, points), up to a constant: (batch, 1, points)."""
     model = spec.level
     assert model is not None
-    constant = model.shadowing_db**2 + np.square(np.array(model.gain_sigma_db))[None]
-    variance = found.variance_db2 + const(constant)
-    heard, level = found.heard, found.level_db
-    precision = expand_dims(heard / variance, 1)
-    log_distance = op.log(op.max([length_m, const(1.0)]) / 1000.0) * DB
-    prior_precision = 0.0 if model.level_dbfs_at_1km is None else model.level_sigma_db**-2
+    constant = model.shadowing_db**2 + np.square(np.array(model.gain_sigma_db))
+    precision = expand_dims(found.heard / (found.variance_db2 + const(constant)), 1, 2)  # (batch, 1, 1, R)
+    known = model.level_dbfs_at_1km is not None
+    prior_precision = model.level_sigma_db**-2 if known else 0.0
     prior_level = model.level_dbfs_at_1km or 0.0
-    stacked = []
     nodes, weights = np.polynomial.hermite_e.hermegauss(3 if model.exponent_sigma > 0.0 else 1)
-    for node, node_weight in zip(nodes, weights, strict=True):
-        exponent = max(model.exponent + model.exponent_sigma * float(node), 0.5)
-        source = expand_dims(level, 1) + log_distance * exponent  # what each receiver says of the level at 1 km
-        information = total(precision, 2) + (prior_precision + 1e-6)
-        centre = (total(precision * source, 2) + prior_precision * prior_level) / information
-        residual = source - expand_dims(centre, 2)
-        misfit = total(precision * residual * residual, 2)
-        if prior_precision:
-            misfit = misfit + (centre - prior_level) * (centre - prior_level) * prior_precision
-        base = misfit * -0.5 - op.log(information) * 0.5 + float(np.log(node_weight / np.sum(weights)))
-        spread = op.sqrt(const(1.0) / information)
-        # Where nothing was heard: integrate the probability of staying below the threshold over the emitter's power.
-        power_nodes, power_weights = np.polynomial.hermite_e.hermegauss(NODES)
-        for power_node, power_weight in zip(power_nodes, power_weights, strict=True):
-            emitter = centre + spread * float(power_node)
-            margin = (
-                expand_dims(found.threshold_db, 1) - expand_dims(emitter, 2) + log_distance * exponent
-            ) / expand_dims(op.sqrt(const(constant)), 1)
-            below = (op.erf(margin * math.sqrt(0.5)) + 1.0) * 0.5
-            silent = total(op.log(below + 1e-6) * expand_dims(found.missed, 1), 2)
-            stacked.append(expand_dims(base + silent + float(np.log(power_weight / np.sum(power_weights))), 2))
-    values = op.concat(stacked, axis=2)
-    top = op.reduce_max(values, axes=[2], keepdims=True)
-    return op.log(total(op.exp(values - top), 2)) + at(top, 2, 0)
+    exponents = np.maximum(model.exponent + model.exponent_sigma * nodes, 0.5)[:, None, None]
+    # Of every exponent, receiver and point, (batch, exponents, R, points): the loss from 1 km on, and what the
+    # receiver says of the level there.
+    loss = expand_dims(op.log(op.max([length_m, const(1.0)]) * 1e-3), 1) * const(DB * exponents)
+    source = expand_dims(found.level_db, 1, 3) + loss
+    information = total(precision, 3, keep=True) + (prior_precision + 1e-6)
+    centre = (op.matmul(precision, source) + prior_precision * prior_level) / information
+    residual = source - centre
+    misfit = op.matmul(precision, residual * residual)
+    if prior_precision:
+        misfit = misfit + (centre - prior_level) * (centre - prior_level) * prior_precision
+    base = misfit * -0.5 + const(np.log(weights / np.sum(weights))[:, None, None])
+    # Where nothing was heard: integrate the probability of staying below the threshold over the emitter's power.
+    power_nodes, power_weights = np.polynomial.hermite_e.hermegauss(NODES)
+    scale = const(np.sqrt(0.5 / constant)[:, None])
+    margin = (expand_dims(found.threshold_db, 1, 3) - centre + loss) * scale
+    spread = op.sqrt(const(1.0) / information) * scale  # (batch, 1, R, 1)
+    below = op.erf(expand_dims(margin, 2) - expand_dims(spread, 2) * const(power_nodes[:, None, None]))
+    silent = op.matmul(expand_dims(found.missed, 1, 2, 3), op.log(below + (1.0 + 2e-6)))
+    values = expand_dims(base, 2) + silent + const(np.log(power_weights / np.sum(power_weights))[:, None, None])
+    values = op.squeeze(values, op.const(np.array([3], np.int64)))  # (batch, exponents, powers, points)
+    top = op.reduce_max(values, axes=[1, 2], keepdims=True)
+    summed = op.reduce_sum(op.exp(values - top), op.const(np.array([1, 2], np.int64)), keepdims=False)
+    return expand_dims(op.log(summed), 1) + at(top, 1, 0)

@@ -22,10 +22,12 @@ from localize_core.model.compiled.algebra import (
     diagonal,
     double,
     expand_dims,
+    highest,
     mean,
     single,
     spd_inverse,
     total,
+    transpose_last,
 )
 from localize_core.model.compiled.level import Levels, level_log_likelihood
 from localize_core.model.compiled.spec import LikelihoodSpec
@@ -50,16 +52,22 @@ def area_points(spec: LikelihoodSpec) -> tuple[np.ndarray, np.ndarray]:
     return points[:, :2], path_length_m(points, spec.receivers_enu_m, along_surface=spec.along_surface)
 
 
-def path_lengths(points: Var, spec: LikelihoodSpec) -> Var:
-    """Path lengths from plane points (batch, points, 2) to the receivers: (batch, points, R)."""
+def _surface(points: Var, spec: LikelihoodSpec) -> Var:
+    """Places (batch, 3, points) in the area's frame of plane points (batch, 2, points)."""
     quadric, gradient = ellipsoid_quadric(spec.area.frame)
-    e, n = at(points, 2, 0), at(points, 2, 1)
-    up = _surface_up(e, n, quadric, gradient)
-    squared: Var | None = None
-    for axis, coordinate in enumerate((e, n, up)):
-        offset = expand_dims(coordinate, 2) - const(spec.receivers_enu_m[None, None, :, axis])
-        squared = offset * offset if squared is None else squared + offset * offset
-    assert squared is not None
+    # Root of the quadric in the height, see `ellipsoid_quadric`: minus the constant term, and half the linear one.
+    rows = op.matmul(const(np.vstack([-quadric[:2, :2], quadric[2:, :2]])), points)
+    curved, linear = op.split(rows, op.const(np.array([2, 1], np.int64)), outputs_count=2, axis=1)
+    constant = total((curved - const(2.0 * gradient[:2, None])) * points, 1, keep=True)
+    half_linear = linear + float(gradient[2])
+    root = op.sqrt(op.relu(half_linear * half_linear + constant * float(quadric[2, 2])))
+    return op.concat([points, constant / (half_linear + root)], axis=1)
+
+
+def _path_lengths(places: Var, spec: LikelihoodSpec) -> Var:
+    """Path lengths from places (batch, 3, points) to the receivers: (batch, R, points)."""
+    offset = expand_dims(places, 1) - const(spec.receivers_enu_m[:, :, None])
+    squared = total(offset * offset, 2)
     chord = op.sqrt(squared)
     if not spec.along_surface:
         return chord
@@ -67,40 +75,26 @@ def path_lengths(points: Var, spec: LikelihoodSpec) -> Var:
     return chord * (ratio * (1.0 / 6.0) + ratio * ratio * (3.0 / 40.0) + 1.0)
 
 
-def _surface_up(e: Var, n: Var, quadric: np.ndarray, gradient: np.ndarray) -> Var:
-    constant = (
-        e * e * float(quadric[0, 0])
-        + e * n * float(2 * quadric[0, 1])
-        + n * n * float(quadric[1, 1])
-        + e * float(2 * gradient[0])
-        + n * float(2 * gradient[1])
-    )
-    half_linear = e * float(quadric[0, 2]) + n * float(quadric[1, 2]) + float(gradient[2])
-    root = op.sqrt(op.relu(half_linear * half_linear - constant * float(quadric[2, 2])))
-    return op.neg(constant) / (half_linear + root)
-
-
-def _outside(points: Var, spec: LikelihoodSpec) -> Var:
-    """How far points lie outside the area, in half widths of the box, below 0 inside: (batch, points)."""
-    frame = spec.area.frame
-    quadric, gradient = ellipsoid_quadric(frame)
-    e, n = at(points, 2, 0), at(points, 2, 1)
-    up = _surface_up(e, n, quadric, gradient)
-    # Longitude from the meridian plane of the frame, which is that of the box's middle.
-    middle = math.radians(frame.longitude)
-    turn = np.array([[math.cos(middle), math.sin(middle), 0], [-math.sin(middle), math.cos(middle), 0], [0, 0, 1]])
-    axes, origin = frame.axes @ turn.T, frame.origin_ecef_m @ turn.T
-    x, y, z = (
-        e * float(axes[0, k]) + n * float(axes[1, k]) + up * float(axes[2, k]) + float(origin[k]) for k in range(3)
-    )
-    longitude = op.atan(y / op.max([x, const(1.0)]))
-    # Geodetic latitude of a point on the lifted ellipsoid from its parametric form.
+def _outside(places: Var, spec: LikelihoodSpec) -> Var:
+    """How far places lie outside the area, in half widths of the box, below 0 inside: (batch, 1, points)."""
+    area, frame = spec.area, spec.area.frame
+    # Longitude from the meridian plane of the frame, which is that of the box's middle. Geodetic latitude of a point
+    # on the lifted ellipsoid from its parametric form, turned by the middle's: differences of large coordinates
+    # are taken here, not in the graph's single precision.
+    longitude, latitude = math.radians(frame.longitude), math.radians(area.north + area.south) / 2.0
+    sine, cosine = math.sin(latitude), math.cos(latitude)
     equatorial, polar = semi_axes_m(frame.altitude_m)
-    latitude = op.atan(z / op.sqrt(x * x + y * y) * (equatorial / polar) ** 2)
-    half_lat = math.radians(spec.area.north - spec.area.south) / 2.0
-    half_lon = math.radians(spec.area.east - spec.area.west) / 2.0
-    centre = math.radians(spec.area.north + spec.area.south) / 2.0
-    return op.max([op.abs(latitude - centre) * (1.0 / half_lat), op.abs(longitude) * (1.0 / half_lon)]) - 1.0
+    radial = np.array([math.cos(longitude), math.sin(longitude), 0.0])
+    east = np.array([-math.sin(longitude), math.cos(longitude), 0.0])
+    axis = np.array([0.0, 0.0, (equatorial / polar) ** 2])
+    turn = np.stack([radial, east, axis * cosine - radial * sine, axis * sine + radial * cosine])
+    rows = op.matmul(const(turn @ frame.axes.T), places) + const((turn @ frame.origin_ecef_m)[:, None])
+    x, y, north, up = op.split(rows, outputs_count=4, axis=1)
+    x = op.max([x, const(1.0)])
+    bulge = y * y / (op.sqrt(x * x + y * y) + x)  # how much further from the axis than in the middle's plane
+    tangents = op.concat([(north - bulge * sine) / (up + bulge * cosine), y / x], axis=1)
+    half = np.radians([[area.north - area.south], [area.east - area.west]]) / 2.0
+    return highest(op.abs(op.atan(tangents)) * const(1.0 / half), 1, keep=True) - 1.0
 
 
 def _wall(outside: Var, place: float) -> Var:
@@ -113,14 +107,14 @@ def _wall(outside: Var, place: float) -> Var:
 class Solution:
     """`centre` (batch, 2) and `covariance` (batch, 2, 2) of the posterior within the area, the latter scaled to hold
     its probability. `misfit` (batch, 1): least squared residual of the arrival times at any place, in variances.
-    `inside` (batch, 1): probability that the place that they point to lies in the area. Without arrival times the
-    last two are 0 and 1.
+    `inside` (batch, 1): probability that the place that they point to lies in the area. Both None without arrival
+    times.
     """
 
     centre: Var
     covariance: Var
-    misfit: Var
-    inside: Var
+    misfit: Var | None
+    inside: Var | None
 
 
 class Posterior:
@@ -133,33 +127,35 @@ class Posterior:
         self.area_xy_m, self.area_length_m = area_points(spec)
         side = float(np.sqrt(np.prod(np.ptp(self.area_xy_m, axis=0)))) / AREA_CELLS
         self.cell_m = side
+        self.path_varies = spec.timing is not None and spec.timing.path.crossover_m > 0.0
 
-    def _precision(self, length_m: Var, blur_m: float) -> Var:
-        """Precision of arrival times without their common offset, (batch, R, R) float32.
+    def _precisions(self, length_m: Var, blurs_m: list[float]) -> list[Var]:
+        """For every blur the precision of arrival times without their common offset, (batch, R, R) float32.
 
-        `length_m` (batch, R): distances at which the path's variance is taken.
+        `length_m` (batch, R, 1): distances at which the path's variance is taken.
         """
         assert self.arrivals is not None
         assert self.spec.timing is not None
         size = len(self.spec.receivers)
-        _, path_variance = self.spec.timing.path.moments(length_m, op.sqrt)
-        covariance = self.arrivals.covariance_m2 + diagonal(double(path_variance + blur_m**2), size)
-        inverse = spd_inverse(covariance, size)
-        ones = const(np.ones((1, size, 1)), np.float64)
-        reach = op.matmul(inverse, ones)
-        sum_all = total(reach, 1, keep=True)
-        return single(inverse - op.matmul(reach, op.transpose(reach, perm=[0, 2, 1])) / sum_all)
+        _, path_variance = self.spec.timing.path.moments(op.transpose(length_m, perm=[0, 2, 1]), op.sqrt)
+        extra = double(path_variance + const(np.square(blurs_m)[:, None]))  # (batch, blurs, R)
+        inverse = spd_inverse(expand_dims(self.arrivals.covariance_m2, 1) + diagonal(extra, size), size)
+        reach = total(inverse, 3, keep=True)
+        projected = single(inverse - op.matmul(reach, transpose_last(reach)) / total(reach, 2, keep=True))
+        return [at(projected, 1, index) for index in range(len(blurs_m))]
 
     def _misfit(self, length_m: Var, precision: Var) -> Var:
-        """r' M r of points, (batch, points)."""
+        """r' M r of points with path lengths (batch, R, points): (batch, 1, points)."""
         assert self.arrivals is not None
         assert self.spec.timing is not None
-        excess, _ = self.spec.timing.path.moments(length_m, op.sqrt)
-        residual = expand_dims(self.arrivals.length_m, 1) - length_m - excess
-        residual = residual - mean(residual, 2, keep=True)
-        return total(op.matmul(residual, precision) * residual, 2)
+        if self.path_varies:
+            length_m = length_m + self.spec.timing.path.moments(length_m, op.sqrt)[0]
+        residual = self.arrivals.length_m - length_m
+        residual = residual - mean(residual, 1, keep=True)
+        return total(op.matmul(precision, residual) * residual, 1, keep=True)
 
     def _log_likelihood(self, length_m: Var, precision: Var | None) -> tuple[Var, Var | None]:
+        """Of points with path lengths (batch, R, points), and their misfit: (batch, 1, points) each."""
         value: Var | None = None
         misfit: Var | None = None
         if precision is not None:
@@ -190,99 +186,94 @@ class Posterior:
         there says how sure it is that this one is in the area. Levels alone can hardly tell.
         """
         blurs = self._blurs_m()
-        area_xy = const(self.area_xy_m[None])
-        area_length = const(self.area_length_m[None])
-        precision = None
+        precisions: list[Var | None] = [None] * len(blurs)
         if self.arrivals is not None:
-            near = op.gather(const(self.area_length_m), self.arrivals.start, axis=0)
-            precision = self._precision(near, blurs[0])
-        value, _ = self._log_likelihood(area_length, precision)
-        centre, covariance = _moments(area_xy, _weights(value))
-        covariance = covariance + const(np.eye(2)[None] * self.cell_m**2 / 3.0)
-        misfit = mean(centre, 1, keep=True) * 0.0
-        inside = misfit + 1.0
+            near = expand_dims(op.gather(const(self.area_length_m), self.arrivals.start, axis=0), 2)
+            precisions = [*self._precisions(near, blurs)]
+        # Points are laid as centre + root·unit with constant `unit`; `root` is a Cholesky factor of the covariance.
+        scale_m = float(np.abs(self.area_xy_m).max())
+        unit = self.area_xy_m.T / scale_m
+        value, _ = self._log_likelihood(const(self.area_length_m.T[None]), precisions[0])
+        centre, covariance = _moments(const(unit), _weights(value))
+        centre = centre * scale_m
+        root = _cholesky(covariance + const(np.eye(2) * (self.cell_m / scale_m) ** 2 / 3.0)) * scale_m
+        misfit = inside = None
         for index, blur in enumerate(blurs[1:], start=1):
             last = index == len(blurs) - 1
             cells = FINAL_CELLS if last else ZOOM_CELLS
-            points = _laid_along(centre, covariance, cells)
-            if self.arrivals is not None:
-                precision = self._precision(at(path_lengths(expand_dims(centre, 1), self.spec), 1, 0), blur)
-            value, squared = self._log_likelihood(path_lengths(points, self.spec), precision)
-            outside = _outside(points, self.spec)
+            steps = np.linspace(-ZOOM_SPAN, ZOOM_SPAN, cells)
+            unit = const(np.stack([axis.ravel() for axis in np.meshgrid(steps, steps)]))
+            places = _surface(op.matmul(root, unit) + centre, self.spec)
+            if self.path_varies:
+                (precisions[index],) = self._precisions(_path_lengths(_surface(centre, self.spec), self.spec), [blur])
+            value, squared = self._log_likelihood(_path_lengths(places, self.spec), precisions[index])
+            outside = _outside(places, self.spec)
             weights = _weights(value - _wall(outside, 0.0))
             if squared is not None:
-                misfit = op.reduce_min(squared, axes=[1], keepdims=True)
+                misfit = op.reduce_min(squared, axes=[2], keepdims=False)
                 rare = op.cast(op.greater(outside, const(0.0)), to=np.float32)
                 everywhere = _weights(value + rare * math.log(BEYOND_PRIOR) - _wall(outside, BEYOND))
-                inside = op.relu(const(1.0) - total(everywhere * rare, 1, keep=True))
+                inside = op.relu(const(1.0) - total(everywhere * rare, 2))
                 weights = weights if last else everywhere
-            before = covariance
-            centre, covariance = _moments(points, weights)
+            middle, covariance = _moments(unit, weights)
+            centre = centre + op.matmul(root, middle)
             if last:
                 # Cut off by the area's edge, the posterior may be narrower than a cell, down to a single point.
-                covariance = covariance + before * SMALLEST
-                covariance = _calibrated(points, weights, centre, covariance, self.spec.probability)
+                covariance = covariance + const(np.eye(2) * SMALLEST)
+                covariance = _calibrated(unit - middle, weights, covariance, self.spec.probability)
+                covariance = op.matmul(op.matmul(root, covariance), transpose_last(root))
             else:
                 # A peak narrower than a cell shows no width of its own: it may lie anywhere in the cell.
                 step = 2.0 * ZOOM_SPAN / (cells - 1)
-                covariance = covariance + before * (step**2 / 3.0)
-        return Solution(centre, covariance, misfit, inside)
+                root = op.matmul(root, _cholesky(covariance + const(np.eye(2) * step**2 / 3.0)))
+        return Solution(op.squeeze(centre, op.const(np.array([2], np.int64))), covariance, misfit, inside)
 
 
 def _weights(log_likelihood: Var) -> Var:
-    return op.softmax(log_likelihood, axis=1)
+    return op.softmax(log_likelihood, axis=2)
 
 
 def _moments(points: Var, weights: Var) -> tuple[Var, Var]:
-    """Mean (batch, 2) and covariance (batch, 2, 2) of weighted points."""
-    centre = total(points * expand_dims(weights, 2), 1)
-    offset = points - expand_dims(centre, 1)
-    weighted = offset * expand_dims(weights, 2)
-    return centre, op.matmul(op.transpose(weighted, perm=[0, 2, 1]), offset)
+    """Mean (batch, 2, 1) and covariance (batch, 2, 2) of points (2, points) with weights (batch, 1, points)."""
+    centre = total(points * weights, 2, keep=True)
+    offset = points - centre
+    return centre, op.matmul(offset * weights, transpose_last(offset))
 
 
-def _laid_along(centre: Var, covariance: Var, cells: int) -> Var:
-    """Grid points (batch, cells², 2) along the covariance's Cholesky axes, ZOOM_SPAN deviations to each side."""
-    steps = np.linspace(-ZOOM_SPAN, ZOOM_SPAN, cells)
-    u, v = (axis.ravel()[None].astype(np.float32) for axis in np.meshgrid(steps, steps))
+def _entries(covariance: Var) -> tuple[Var, Var, Var]:
+    """xx, xy and yy of (batch, 2, 2): (batch, 1) each."""
+    flat = op.reshape(covariance, op.const(np.array([-1, 4], np.int64)))
+    xx, xy, _, yy = op.split(flat, outputs_count=4, axis=1)
+    return xx, xy, yy
+
+
+def _cholesky(covariance: Var) -> Var:
+    """Lower triangular root of (batch, 2, 2)."""
     xx, xy, yy = _entries(covariance)
     first = op.sqrt(xx)
     cross = xy / first
     second = op.sqrt(op.max([yy - cross * cross, yy * 1e-6]))
-    e = at(centre, 1, 0)
-    n = at(centre, 1, 1)
-    east = expand_dims(e, 1) + expand_dims(first, 1) * const(u)
-    north = expand_dims(n, 1) + expand_dims(cross, 1) * const(u) + expand_dims(second, 1) * const(v)
-    return op.concat([expand_dims(east, 2), expand_dims(north, 2)], axis=2)
+    return op.reshape(op.concat([first, xx * 0.0, cross, second], axis=1), op.const(np.array([-1, 2, 2], np.int64)))
 
 
-def _entries(covariance: Var) -> tuple[Var, Var, Var]:
-    row_x, row_y = at(covariance, 1, 0), at(covariance, 1, 1)
-    return at(row_x, 1, 0), at(row_x, 1, 1), at(row_y, 1, 1)
-
-
-def _calibrated(points: Var, weights: Var, centre: Var, covariance: Var, probability: float) -> Var:
+def _calibrated(offset: Var, weights: Var, covariance: Var, probability: float) -> Var:
     """Scale a covariance so that its ellipse of `probability` holds just that share of the posterior.
 
     For a normal posterior the factor is one; for a skewed or heavy-tailed one the chi-square radius would not hold
-    what it says.
+    what it says. `offset` (batch, 2, points): from the mean.
     """
     xx, xy, yy = _entries(covariance)
     determinant = op.max([xx * yy - xy * xy, xx * yy * 1e-9])
-    offset = points - expand_dims(centre, 1)
-    e, n = at(offset, 2, 0), at(offset, 2, 1)
-    squared = (
-        e * e * expand_dims(yy, 1) - e * n * expand_dims(xy * 2.0, 1) + n * n * expand_dims(xx, 1)
-    ) / expand_dims(determinant, 1)
+    adjugate = op.reshape(op.concat([yy, op.neg(xy), op.neg(xy), xx], axis=1), op.shape(covariance))
+    squared = total(op.matmul(adjugate / expand_dims(determinant, 2), offset) * offset, 1, keep=True)
     factors = np.geomspace(0.5, 2.0, 57)
-    radii = const((chi2.ppf(probability, 2) * factors)[None, None, :])
-    inside = op.cast(op.less_or_equal(expand_dims(squared, 2), radii), to=np.float32)
-    held = total(expand_dims(weights, 2) * inside, 1)  # (batch, factors), rising
+    radii = const((chi2.ppf(probability, 2) * factors)[:, None])
+    inside = op.cast(op.less_or_equal(squared, radii), to=np.float32)  # (batch, factors, points)
+    held = op.matmul(inside, transpose_last(weights))  # (batch, factors, 1), rising
     missing = op.cast(op.less(held, const(probability)), to=np.float32)
     # Each factor that does not hold enough is passed over: the sum of steps is the first that does.
     steps = np.diff(np.append(factors, factors[-1]))
-    factor = total(missing * const(steps[None]), 1) + float(factors[0])
-    return covariance * expand_dims(factor, 1, 2)
+    return covariance * (total(missing * const(steps[:, None]), 1, keep=True) + float(factors[0]))
 
 
 def ellipse(covariance: Var) -> Var:
@@ -298,7 +289,7 @@ def ellipse(covariance: Var) -> Var:
     from_north = op.atan(xy / op.max([radius - difference, middle * 1e-9]))
     theta = op.where(op.greater_or_equal(difference, const(0.0)), from_east, const(math.pi / 2.0) - from_north)
     theta = theta * (180.0 / math.pi)
-    return op.concat([expand_dims(value, 1) for value in (major, minor, theta)], axis=1)
+    return op.concat([major, minor, theta], axis=1)
 
 
 def confidence(solution: Solution, arrivals: ArrivalTimes | None, found: Levels | None, spec: LikelihoodSpec) -> Var:
@@ -314,7 +305,7 @@ def confidence(solution: Solution, arrivals: ArrivalTimes | None, found: Levels 
             absent = missing if absent is None else absent * missing
     assert absent is not None
     present = const(1.0) - absent
-    if arrivals is None:
+    if arrivals is None or solution.inside is None or solution.misfit is None:
         return present
     present = present * solution.inside * op.sigmoid((const(2.0) - arrivals.closure) * 4.0)
     freedom = len(spec.receivers) - 3

@@ -52,7 +52,7 @@ SEARCH_BIAS = 4.0  # a noise peak found by searching a gate stands about this ma
 class ArrivalTimes:
     """Arrival times as path lengths, up to a common offset.
 
-    `length_m` (batch, R) float32; `covariance_m2` (batch, R, R) float64, clock and noise, without the path's share;
+    `length_m` (batch, R, 1) float32; `covariance_m2` (batch, R, R) float64, clock and noise, without the path's share;
     `detection` (batch, 1): how far the pairs' peaks stand out together, standard deviations; `closure`
     (batch, 1): how far the pairs' lags are from adding up round triangles, squared, over what noise allows; `start`
     (batch,) int64: index of the best cell of the acquisition grid.
@@ -238,7 +238,7 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     share = weight * sharpness * clip((peak_contrast - PAIR_THRESHOLD) * 0.5, 0.0, 1.0) + 1e-30
     allowed = total(share * noise_m2, 1, keep=True) * CLOSURE_SIGMAS**2 + total(share, 1, keep=True) * step_m**2
     closure = total(share * open_m2, 1, keep=True) / allowed
-    return ArrivalTimes(single(length), noise + diagonal(own, n_receivers), detection, closure, start)
+    return ArrivalTimes(expand_dims(single(length), 2), noise + diagonal(own, n_receivers), detection, closure, start)
 
 
 def _axis(number: int) -> Var:
