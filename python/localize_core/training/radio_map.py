@@ -41,6 +41,10 @@ MOST = 2000
 """Places that a map is made from, drawn at random beyond; the cost grows with their cube."""
 FOR_SCALES = 200
 """Places of each map from which its scales are found."""
+SHARPNESS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+"""Powers of the likelihood that are tried,"""
+TRIED = 1500
+"""on so many windows."""
 OUTLIER = 3.0
 """Residuals count no more than this many robust standard deviations."""
 
@@ -59,15 +63,19 @@ class RadioMap(nn.Module):
     metres and its direction in degrees, and how well the best place fits, 1 perfectly, 0 not at all.
 
     `place_m` (g, 2): of the grid. `mean`, `variance` (f, g): of levels in dB over noise, then of lags in rows.
+    `sharpness`: power of the likelihood.
     """
 
     place: Tensor
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, layout: Layout, place_m: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> None:
+    def __init__(
+        self, layout: Layout, place_m: np.ndarray, mean: np.ndarray, variance: np.ndarray, sharpness: float = 1.0
+    ) -> None:
         super().__init__()
         self.layout = layout
+        self.sharpness = sharpness
         cell_m = math.sqrt(float(np.ptp(place_m[:, 0]) * np.ptp(place_m[:, 1])) / len(place_m))
         self.cell_variance = (cell_m / layout.scale_m) ** 2 / 12.0
         scaled = (place_m - np.array(layout.centre_m)) / layout.scale_m
@@ -83,7 +91,7 @@ class RadioMap(nn.Module):
         off = (value[..., None] - self.mean) ** 2 / (FREEDOM * self.variance)
         surprise = 0.5 * (FREEDOM + 1.0) * torch.log(1.0 + off)
         likelihood = -(known[..., None] * (surprise + self.log_variance)).sum(dim=1)
-        share = torch.softmax(likelihood, dim=1)
+        share = torch.softmax(self.sharpness * likelihood, dim=1)
         middle = torch.matmul(share, self.place)
         offset = self.place - middle[:, None]
         e, n = offset[..., 0], offset[..., 1]
@@ -140,17 +148,31 @@ def map_fixes(radio_map: RadioMap, summaries: Summaries, batch: int = 64) -> Sum
     return replace(summaries, fix=np.concatenate(fixes))
 
 
-def cross_fitted(layout: Layout, summaries: Summaries, fold: np.ndarray, *, seed: int) -> Summaries:
+def cross_fitted(layout: Layout, summaries: Summaries, fold: np.ndarray, *, seed: int) -> tuple[Summaries, float]:
     """`summaries` with the fix of each from a map that has seen nothing of its fold: what maps are like on new places.
 
     A map knows the places that it was made from; a network trained on such fixes would learn to trust them blindly.
+    Returns the sharpness, too, with which fixes of new places lie nearest to the truth: the maps of neighbouring
+    receivers and pairs are not independent, and what is left over is not distributed as Student says.
     """
+    rng = np.random.default_rng([seed, len(summaries)])
+    maps = [fit_radio_map(layout, summaries.select(fold != number), seed=seed) for number in range(int(fold.max()) + 1)]
+    parts = [np.flatnonzero(fold == number) for number in range(len(maps))]
+    tried = [rng.permutation(part[summaries.inside[part]])[: TRIED // len(maps)] for part in parts]
+    errors_m = {}
+    for sharpness in SHARPNESS:
+        found = []
+        for radio_map, part in zip(maps, tried, strict=True):
+            radio_map.sharpness = sharpness
+            known = map_fixes(radio_map, summaries.select(part))
+            found.append(np.linalg.norm(known.fix[:, :2] - known.truth_m, axis=1))
+        errors_m[sharpness] = float(np.mean(np.concatenate(found)))
+    best = min(errors_m, key=errors_m.__getitem__)
     fix = np.zeros_like(summaries.fix)
-    for number in np.unique(fold):
-        held = fold == number
-        radio_map = fit_radio_map(layout, summaries.select(~held), seed=seed)
-        fix[held] = map_fixes(radio_map, summaries.select(held)).fix
-    return replace(summaries, fix=fix)
+    for radio_map, part in zip(maps, parts, strict=True):
+        radio_map.sharpness = best
+        fix[part] = map_fixes(radio_map, summaries.select(part)).fix
+    return replace(summaries, fix=fix), best
 
 
 def _grid(layout: Layout) -> np.ndarray:

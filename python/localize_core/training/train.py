@@ -150,7 +150,7 @@ def _learn_site(
     known = Summaries.concatenate([summaries[part] for part in MEMORY])
     fold = folds_of(known.group, FOLDS, seed=config.seed)
     radio_map = fit_radio_map(layout, known, seed=config.seed)
-    known = cross_fitted(layout, known, fold, seed=config.seed)
+    known, radio_map.sharpness = cross_fitted(layout, known, fold, seed=config.seed)
     answer, said, history = fit_folds(layout, known, fold, config, folder=work, resume=resume, on_epoch=on_epoch)
     return Calibrated(layout, answer, radio_map), history, calibrate(layout, said, known)
 
