@@ -111,11 +111,3 @@ def smoothing_polynomials(shapes: Sequence[tuple[int, int]]) -> np.ndarray:
         fit = np.linalg.pinv(np.vander(offsets / half, order + 1, increasing=True))
         table[index, : order + 1, longest - half : longest + half + 1] = fit / half ** np.arange(order + 1.0)[:, None]
     return table
-
-
-def polynomial(coefficients: Sequence[Var], x: Var) -> Var:
-    """Value at x of Σ coefficients[k]·x^k, by Horner's rule."""
-    value = coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * x + coefficient
-    return value

@@ -18,6 +18,8 @@ from spox import Var
 from localize_core.geodesy import MEAN_RADIUS_M, ellipsoid_quadric, path_length_m, semi_axes_m
 from localize_core.model.compiled.algebra import (
     at,
+    between,
+    clip,
     const,
     diagonal,
     double,
@@ -267,13 +269,15 @@ def _calibrated(offset: Var, weights: Var, covariance: Var, probability: float) 
     adjugate = op.reshape(op.concat([yy, op.neg(xy), op.neg(xy), xx], axis=1), op.shape(covariance))
     squared = total(op.matmul(adjugate / expand_dims(determinant, 2), offset) * offset, 1, keep=True)
     factors = np.geomspace(0.5, 2.0, 57)
-    radii = const((chi2.ppf(probability, 2) * factors)[:, None])
-    inside = op.cast(op.less_or_equal(squared, radii), to=np.float32)  # (batch, factors, points)
-    held = op.matmul(inside, transpose_last(weights))  # (batch, factors, 1), rising
+    # The first factor whose ellipse holds a point, by its number; the share that each one holds, rising.
+    first = op.ceil(op.log(squared / (chi2.ppf(probability, 2) * factors[0])) / math.log(factors[1] / factors[0]))
+    first = op.cast(clip(first, 0.0, len(factors)), to=np.int64)
+    empty = between(weights, 2, 0, len(factors) + 1) * 0.0
+    held = op.cumsum(op.scatter_elements(empty, first, weights, axis=2, reduction="add"), op.const(np.int64(2)))
     missing = op.cast(op.less(held, const(probability)), to=np.float32)
     # Each factor that does not hold enough is passed over: the sum of steps is the first that does.
-    steps = np.diff(np.append(factors, factors[-1]))
-    return covariance * (total(missing * const(steps[:, None]), 1, keep=True) + float(factors[0]))
+    steps = np.append(np.diff(factors), [0.0, 0.0])
+    return covariance * (total(missing * const(steps), 2, keep=True) + float(factors[0]))
 
 
 def ellipse(covariance: Var) -> Var:

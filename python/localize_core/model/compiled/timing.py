@@ -13,6 +13,7 @@ Sources: Knapp & Carter 1976 (generalised correlation), Huber 1967 (sandwich cov
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,6 @@ from localize_core.model.compiled.algebra import (
     expand_dims,
     highest,
     mean,
-    polynomial,
     single,
     smoothing_polynomials,
     spd_inverse,
@@ -131,56 +131,54 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     expected_index, gate = acquisition_tables(spec, lengths_m)
     support = op.log(op.relu(contrast - SEARCH_BIAS) + 1.0)
     pooled, _ = op.max_pool(support, kernel_shape=[2 * gate + 1], pads=[gate, gate], strides=[1])
-    nearest = np.clip(np.rint(expected_index), 0, n_lags - 1).astype(np.int64)
-    score = op.gather(at(pooled, 1, 0), op.const(nearest[:, 0]), axis=1)
-    for index in range(1, len(pairs)):
-        score = score + op.gather(at(pooled, 1, index), op.const(nearest[:, index]), axis=1)
+    nearest = const(np.clip(np.rint(expected_index), 0, n_lags - 1).T[None], np.int32)  # (1, P, cells)
+    every_window = op.concat([op.shape(pooled, start=0, end=1), const([1, 1], np.int64)], axis=0)
+    score = total(op.gather_elements(pooled, op.expand(nearest, every_window), axis=2), 1)
     start = op.arg_max(score, axis=1, keepdims=False)
 
     # Each pair's peak within the gate round what that cell predicts.
     predicted = op.gather(const(expected_index), start, axis=0)
-    distance = op.abs(const(np.arange(n_lags)[None, None, :]) - expand_dims(predicted, 2))
+    distance = op.abs(const(np.arange(n_lags)) - expand_dims(predicted, 2))
     gated = average - op.relu(distance - float(gate + 1)) * 1e6
-    peak = op.arg_max(gated, axis=2, keepdims=False)
+    peak = op.arg_max(gated, axis=2, keepdims=True)  # (batch, P, 1)
 
     # A polynomial over the peak's own width gives lag, curvature and slope. A narrow fit to the wide peak of a
     # narrow-band emitter would follow the ripple of wide-band noise on top of it.
     shapes = [shape for shape in PEAK_SHAPES if 2 * shape[0] < n_lags]
     widths = [half for half, _ in shapes]
     longest = max(widths)
-    table = smoothing_polynomials(shapes)
     chosen = _width_index(average, background, peak, widths)
-    basis = op.gather(const(table), chosen, axis=0)  # (batch, P, order + 1, samples)
-    half_width = op.gather(op.const(np.array(widths, np.int64)), chosen, axis=0)
-    reach = op.cast(half_width, to=np.float32) * 0.5
-    last = op.const(np.int64(n_lags - 1))
+    basis = op.gather(const(smoothing_polynomials(shapes)), chosen, axis=0)  # (batch, P, order + 1, samples)
+    half_width = expand_dims(op.gather(const(widths, np.int64), chosen, axis=0), 2)
+    reach = expand_dims(op.cast(half_width, to=np.float32) * 0.5, 3)
+    last = const(n_lags - 1, np.int64)
     for _ in range(2):
         peak = op.min([op.max([peak, half_width]), op.sub(last, half_width)])
-        window = expand_dims(peak, 2) + op.const(np.arange(-longest, longest + 1, dtype=np.int64)[None, None, :])
-        window = op.clip(window, op.const(np.int64(0)), last)  # beyond its half width a fit has no weight
-        around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, samples, frames)
-        value = _coefficients(basis, mean(around, 3))
-        slope = [value[k] * float(k) for k in range(1, ORDER + 1)]
-        bend = [slope[k] * float(k) for k in range(1, ORDER)]
-        offset = value[0] * 0.0
+        window = op.add(peak, const(np.arange(-longest, longest + 1), np.int64))
+        window = op.clip(window, const(0, np.int64), last)  # beyond its half width a fit has no weight
+        fitted = op.matmul(basis, expand_dims(op.gather_elements(average, window, axis=2), 3))
+        offset = reach * 0.0  # (batch, P, 1, 1)
         for _ in range(5):
-            curvature = op.min([polynomial(bend, offset), const(-1e-12)])
-            offset = op.max([op.min([offset - polynomial(slope, offset) / curvature, reach]), op.neg(reach)])
+            _, slope, bend = op.split(op.matmul(_jet(offset), fitted), outputs_count=3, axis=2)
+            offset = offset - slope / op.min([bend, const(-1e-12)])
+            offset = op.max([op.min([offset, reach]), op.neg(reach)])
         settled = peak
-        peak = peak + op.cast(op.round(offset), to=np.int64)
-    lag_m = (op.cast(settled, to=np.float32) + offset - float(n_lags // 2)) * step_m
-    sharpness = op.relu(op.neg(polynomial(bend, offset))) / step_m**2  # 1/m²
-    height = polynomial(value, offset)
+        peak = op.add(peak, op.cast(op.round(at(offset, 3, 0)), to=np.int64))
+    jet = _jet(offset)
+    lag_m = at(op.cast(settled, to=np.float32) + at(offset, 3, 0) - float(n_lags // 2), 2, 0) * step_m
+    height, _, bend = (at(at(op.matmul(jet, fitted), 3, 0), 2, k) for k in range(3))
+    sharpness = op.relu(op.neg(bend)) / step_m**2  # 1/m²
 
-    # Slope of every frame at the common peak: its scatter is the noise that moves the peak.
-    derivative = _slope_weights(basis, offset)
-    frame_slope = total(expand_dims(derivative, 3) * around, 2) / step_m  # (batch, P, frames)
-
-    # A fit over many lags averages noise: the scatter of its own height then tells more than that of single lags.
-    frame_height = total(expand_dims(_value_weights(basis, offset), 3) * around, 2)
-    spread = mean(frame_height * frame_height, 2) - mean(frame_height, 2) * mean(frame_height, 2)
-    own_deviation = op.sqrt(op.relu(spread) / op.max([frames - 3.0, const(1.0)]))
-    deviation_at_peak = op.max([op.min([own_deviation, at(deviation, 2, 0)]), at(deviation, 2, 0) * 0.05])
+    # Height and slope of every frame at the common peak: the slope's scatter is the noise that moves the peak. A fit
+    # over many lags averages noise: the scatter of its own height then tells more than that of single lags.
+    around = op.gather_nd(power, expand_dims(window, 3), batch_dims=2)  # (batch, P, samples, frames)
+    by_frame = op.matmul(op.matmul(jet, basis), around)  # (batch, P, 3, frames)
+    average_there = mean(by_frame, 3)
+    scatter = mean(by_frame * by_frame, 3) - average_there * average_there
+    frame_slope, slope_variance = at(by_frame, 2, 1) / step_m, at(scatter, 2, 1) / step_m**2
+    own_deviation = op.sqrt(op.relu(at(scatter, 2, 0)) / op.max([frames - 3.0, const(1.0)]))
+    deviation = at(deviation, 2, 0)
+    deviation_at_peak = op.max([op.min([own_deviation, deviation]), deviation * 0.05])
     peak_contrast = (height - at(background, 2, 0)) / deviation_at_peak
 
     # Weights of the maximum-likelihood combination, from each receiver's share of common power.
@@ -233,7 +231,6 @@ def arrival_times(correlation: Var, spec: LikelihoodSpec, lengths_m: np.ndarray)
     # Lags of true peaks add up round every triangle of receivers, whatever clocks and paths do to them.
     found = single(op.squeeze(op.matmul(const(incidence[None], np.float64), expand_dims(length, 2)), _axis(2)))
     open_m2 = (lag_m - found) * (lag_m - found)
-    slope_variance = mean(frame_slope * frame_slope, 2) - mean(frame_slope, 2) * mean(frame_slope, 2)
     noise_m2 = slope_variance / (op.max([frames, const(1.0)]) * (sharpness * sharpness + 1e-30))
     share = weight * sharpness * clip((peak_contrast - PAIR_THRESHOLD) * 0.5, 0.0, 1.0) + 1e-30
     allowed = total(share * noise_m2, 1, keep=True) * CLOSURE_SIGMAS**2 + total(share, 1, keep=True) * step_m**2
@@ -245,37 +242,24 @@ def _axis(number: int) -> Var:
     return op.const(np.array([number], np.int64))
 
 
-def _coefficients(basis: Var, samples: Var) -> list[Var]:
-    """Polynomials through samples (batch, P, n) by their basis (batch, P, order + 1, n): ORDER + 1 of (batch, P)."""
-    fitted = total(basis * expand_dims(samples, 2), 3)
-    return [at(fitted, 2, k) for k in range(ORDER + 1)]
-
-
-def _value_weights(basis: Var, offset: Var) -> Var:
-    """Weights of the samples in the polynomial's value at an offset (batch, P): (batch, P, n)."""
-    return polynomial([at(basis, 2, k) for k in range(ORDER + 1)], expand_dims(offset, 2))
-
-
-def _slope_weights(basis: Var, offset: Var) -> Var:
-    """The same for the polynomial's slope."""
-    return polynomial([at(basis, 2, k) * float(k) for k in range(1, ORDER + 1)], expand_dims(offset, 2))
+def _jet(x: Var) -> Var:
+    """What the coefficients of a polynomial count in its value, slope and curvature at x (..., 1, 1): (..., 3, n)."""
+    exponents = np.maximum(np.arange(ORDER + 1) - np.arange(3)[:, None], 0)
+    factors = [[math.perm(k, derivative) for k in range(ORDER + 1)] for derivative in range(3)]
+    return op.pow(x, const(exponents)) * const(factors)
 
 
 def _width_index(average: Var, background: Var, peak: Var, widths: list[int]) -> Var:
-    """Which of the half widths suits each pair's peak: the largest within half height and within the lags there are."""
+    """Which of the half widths suits each pair's peak (batch, P, 1): the largest within half height and the lags."""
     n_lags = int(average.unwrap_tensor().shape[2])
-    summit = op.gather_elements(average, expand_dims(peak, 2), axis=2)
+    summit = op.gather_elements(average, peak, axis=2)
     low = op.cast(op.less(average - background, (summit - background) * 0.5), to=np.float32)
-    place = const(np.arange(n_lags)[None, None, :])
-    offset = place - expand_dims(op.cast(peak, to=np.float32), 2)
     # Distance to the nearest lag below half height is the half width; the nearer side counts.
-    far = op.abs(offset) + (const(1.0) - low) * float(n_lags)
-    room = op.cast(op.min([peak, op.sub(op.const(np.int64(n_lags - 1)), peak)]), to=np.float32)
-    half = op.min([op.reduce_min(far, axes=[2], keepdims=False), room])
-    suits = op.cast(
-        op.less_or_equal(const(np.array([*widths[1:], 2 * n_lags])[None, None, :]), expand_dims(half, 2)), to=np.int64
-    )
-    return op.reduce_sum(suits, op.const(np.array([2], np.int64)), keepdims=False)
+    far = op.abs(const(np.arange(n_lags)) - op.cast(peak, to=np.float32)) + (const(1.0) - low) * float(n_lags)
+    room = op.cast(op.min([peak, op.sub(const(n_lags - 1, np.int64), peak)]), to=np.float32)
+    half = op.min([op.reduce_min(far, axes=[2], keepdims=True), room])
+    suits = op.cast(op.less_or_equal(const([*widths[1:], 2 * n_lags]), half), to=np.int64)
+    return total(suits, 2)
 
 
 def _receiver_snr(log_coherence: Var, member: np.ndarray) -> Var:
