@@ -291,15 +291,19 @@ def _maps(
     residual = _winsorised(met)
     mean = np.zeros((residual.shape[1], len(grid_m)))
     spread = np.full_like(mean, variance + rest)
+    order = rng.permutation(len(residual))
+    solved: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # receivers that were on together share their kriging
     for f in range(residual.shape[1]):
-        where = np.flatnonzero(met.known[:, f])
+        where = np.sort(order[met.known[order, f]][:MOST])
         if len(where) < FEWEST:
             continue
-        where = np.sort(rng.choice(where, min(MOST, len(where)), replace=False))
-        places_m = met.places_m[where]
-        inner = variance * np.exp(-cdist(places_m, places_m) / length_m) + rest * np.eye(len(where))
-        across = variance * np.exp(-cdist(places_m, grid_m) / length_m)
-        solved = cho_solve(cho_factor(inner, lower=True), across)
-        mean[f] = solved.T @ residual[where, f]
-        spread[f] -= np.einsum("ng,ng->g", solved, across)
+        if where.tobytes() not in solved:
+            places_m = met.places_m[where]
+            inner = variance * np.exp(-cdist(places_m, places_m) / length_m) + rest * np.eye(len(where))
+            across = variance * np.exp(-cdist(places_m, grid_m) / length_m)
+            weights = cho_solve(cho_factor(inner, lower=True), across)
+            solved[where.tobytes()] = weights, np.einsum("ng,ng->g", weights, across)
+        weights, explained = solved[where.tobytes()]
+        mean[f] = weights.T @ residual[where, f]
+        spread[f] -= explained
     return mean, spread
