@@ -25,7 +25,6 @@ from localize_core.model.compiled.algebra import (
     double,
     expand_dims,
     highest,
-    mean,
     single,
     spd_inverse,
     total,
@@ -152,8 +151,9 @@ class Posterior:
         assert self.spec.timing is not None
         if self.path_varies:
             length_m = length_m + self.spec.timing.path.moments(length_m, op.sqrt)[0]
-        residual = self.arrivals.length_m - length_m
-        residual = residual - mean(residual, 1, keep=True)
+        receivers = len(self.spec.receivers)
+        without_offset = const(np.eye(receivers) - 1.0 / receivers)
+        residual = op.matmul(without_offset, self.arrivals.length_m - length_m)
         return total(op.matmul(precision, residual) * residual, 1, keep=True)
 
     def _log_likelihood(self, length_m: Var, precision: Var | None) -> tuple[Var, Var | None]:

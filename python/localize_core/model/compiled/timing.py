@@ -23,7 +23,6 @@ from spox import Var
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.model.compiled.algebra import (
     at,
-    between,
     clip,
     const,
     diagonal,
@@ -82,8 +81,8 @@ def _background(power: Var, average: Var, frames: Var, spec: LikelihoodSpec) -> 
 def _lower_quartile(values: Var, n_lags: int) -> Var:
     """Over the lags of (batch, P, lags): (batch, P, 1)."""
     count = max(n_lags // 4, 1)
-    quiet, _ = op.top_k(values, op.const(np.array([count], np.int64)), axis=2, largest=0, sorted=1)
-    return between(quiet, 2, count - 1, count)
+    quiet, _ = op.top_k(values, const([count], np.int64), axis=2, largest=0, sorted=0)
+    return highest(quiet, 2, keep=True)
 
 
 def acquisition_tables(spec: LikelihoodSpec, lengths_m: np.ndarray) -> tuple[np.ndarray, int]:
