@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from localize_core.model.compiled.compile import compile_model
 from localize_core.model.golden import check_golden, golden_difference, golden_features
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.resources import shared_file
+from localize_core.simulation.channels import load_channels
 from localize_core.station.config import load_station
 from localize_core.station.plan import plan_station
 
@@ -44,3 +48,15 @@ def test_single_receiver_is_compiled_from_its_station_file(tmp_path: Path) -> No
     features = golden_features(fresh.contract, seed=golden.seed, time_steps=golden.time_steps)
     answer = fresh.run(fresh.contract.normalisation.apply(features[0])[None])
     assert golden_difference(answer, golden.position, golden.uncertainty, golden.confidence) < 2e-3
+
+
+def test_the_access_road_is_a_data_set_of_one_receiver(tmp_path: Path) -> None:
+    file = tmp_path / "access_road.npz"
+    subprocess.run([sys.executable, shared_file("models/access_road.py"), file], check=True)
+    channels = load_channels(file)
+    assert len(channels) == 1200
+    assert len(channels.receivers) == 1
+    assert not channels.has_delays
+    distance_m = np.linalg.norm(channels.transmitters_enu_m - channels.receivers_enu_m, axis=1)
+    slope, _ = np.polyfit(np.log10(distance_m), channels.level_db[:, 0], 1)
+    assert -36.0 < slope < -24.0

@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
 
 import click
-from localize_core.dataset.drawn import Draws
+from localize_core.dataset.drawn import WAVEFORMS, Draws
 from localize_core.errors import ConfigError, MissingExtraError, SourceError
-from localize_core.simulation.waveforms import WaveformName
 from localize_core.types.fix import Position
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,7 +26,6 @@ from localize_core.training.data import TrainingData, channel_data, recording_da
 from localize_core.training.fit import Epoch, FitConfig
 from localize_core.training.train import FOLDS, train
 
-WAVEFORMS = tuple(name for name in get_args(WaveformName) if name != "none")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _DEFAULTS = FitConfig()
 

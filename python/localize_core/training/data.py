@@ -38,7 +38,8 @@ FEWEST_WINDOWS = 200
 @dataclass(frozen=True)
 class TrainingData:
     """`parts`: windows by name of the split's part. `spec`: the station's likelihood. `split`: for the provenance, with
-    what it takes to make it again. `description`, `split_description`: in words."""
+    what it takes to make it again. `description`, `split_description`: in words. `made_from`: all else that the windows
+    depend on. `has_map`: whether there are places enough for a map of the site."""
 
     parts: dict[str, WindowSource]
     spec: LikelihoodSpec

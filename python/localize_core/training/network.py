@@ -3,10 +3,11 @@
 `Summary` reduces a window to what its frames have in common: mean power in every band, mean correlation at every lag.
 It has no weights, so training computes it once for each window. `Site` turns summaries into an answer. Spectra and
 correlation profiles go through convolutions that all receivers, and all pairs, share; every pair tells its receivers
-what it found; a head puts the receivers together. What is missing is masked out. Beside it stands the fix of the
-compiled model, which knows the geometry: the head states its own normal distribution of the place and how much of the
-compiled fix's precision to believe, and the answer is the product of both, as of independent measurements. `Calibrated`
-scales the ellipse and the confidence as a calibration on other windows found right.
+what it found; a head puts the receivers together. What is missing is masked out. Beside it stands the fix of a
+first stage, the compiled model or a map of the site: the head states its own normal distribution of the place and how
+much of that fix's precision to believe, and the answer is the product of both, as of independent measurements.
+`Ensemble` is several of them; `Calibrated` scales the ellipse and the confidence as a calibration on other windows
+found right.
 
 Sources: Lakshminarayanan et al. 2017 (a network trained to state its own variance); Guo et al. 2017 (calibration of the
 confidence as a step of its own).
@@ -423,6 +424,7 @@ class Calibrated(nn.Module):
     def forward(self, features: Tensor, fix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spectrum, level, profile, present = self.summary(features)
         if self.radio_map is not None:
+            # The fix given stays an input of the graph, which one without a use would not.
             fix = fix * 0.0 + self.radio_map(level, profile, present)
         position, covariance, logit = self.answer(spectrum, level, profile, present, fix)
         major, minor, theta = axes(self.scaled(covariance) * self.layout.scale_m**2)

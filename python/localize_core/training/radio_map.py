@@ -60,7 +60,8 @@ class _Met:
 
 class RadioMap(nn.Module):
     """Summaries to a fix (batch, 6) as a compiled model gives it: east and north in metres, axes of the ellipse in
-    metres and its direction in degrees, and how well the best place fits, 1 perfectly, 0 not at all.
+    metres and its direction in degrees, and how well the window fits
+    there, 1 perfectly, 0 not at all.
 
     `place_m` (g, 2): of the grid. `mean`, `variance` (f, g): of levels in dB over noise, then of lags in rows.
     `sharpness`: power of the likelihood.

@@ -9,6 +9,7 @@ import pytest
 from localize_core.dataset.windows import Label
 from scipy.spatial.distance import cdist
 from scipy.stats import t as student
+from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 torch = pytest.importorskip("torch")
 
@@ -78,15 +79,13 @@ def errors_m(summaries: Summaries) -> np.ndarray:
 
 
 def test_map_is_the_gaussian_process_of_scikit_learn():
-    gaussian_process = pytest.importorskip("sklearn.gaussian_process")
-    kernels = pytest.importorskip("sklearn.gaussian_process.kernels")
     known = site(150, layout=LEVELS)
     grid = module._grid(LEVELS)[::37]
     met, _, _ = module._level_base(LEVELS, known, grid)
     mean, variance = module._maps(met, grid, (40.0, 90.0, 4.0), np.random.default_rng(1))
     kernel = kernels.ConstantKernel(40.0) * kernels.Matern(90.0, nu=0.5)
     for receiver in range(4):
-        reference = gaussian_process.GaussianProcessRegressor(kernel, alpha=4.0, optimizer=None)
+        reference = GaussianProcessRegressor(kernel, alpha=4.0, optimizer=None)
         reference.fit(met.places_m, module._winsorised(met)[:, receiver])
         expected, deviation = reference.predict(grid, return_std=True)
         np.testing.assert_allclose(mean[receiver], expected, atol=1e-6)
