@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from localize_core.errors import ConfigError, ModelError
-from localize_core.training.network import LEVEL_SCALE_DB, Answer, Ensemble, Layout, gaussian_nll
+from localize_core.training.network import Answer, Ensemble, Jitter, Layout, gaussian_nll
 from localize_core.training.summaries import Summaries
 
 GRADIENT_LIMIT = 1.0
+CONFIDENCE_STEPS, CONFIDENCE_RATE, CONFIDENCE_DECAY = 1000, 1e-2, 0.05
 NLL_LIMIT = 30.0
 """A single window counts no more than this: an impossible one must not undo what the others teach."""
 
@@ -99,7 +100,8 @@ def fit(
         raise ConfigError("no window of the training or of the validation split has an emitter in the area")
     torch.manual_seed(config.seed)
     where = device()
-    answer = Answer(layout, hidden=config.hidden, dropout=config.dropout).to(where)
+    jitter = Jitter(config.level_jitter_db, config.profile_jitter)
+    answer = Answer(layout, hidden=config.hidden, dropout=config.dropout, jitter=jitter).to(where)
     optimiser = torch.optim.AdamW(answer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     steps = math.ceil(len(train) / config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -127,7 +129,7 @@ def fit(
         for start in range(0, len(order), config.batch):
             index = torch.from_numpy(order[start : start + config.batch]).to(where)
             batch = tuple(part[index] for part in data)
-            loss = _loss(answer, _jittered(batch, config), layout)
+            loss, _ = _loss(answer, batch, layout)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(answer.parameters(), GRADIENT_LIMIT)
@@ -155,7 +157,35 @@ def fit(
         if on_epoch is not None:
             on_epoch(history[-1])
     answer.load_state_dict(best_weights)
+    _fit_confidence(answer, data, held)
     return answer.cpu().eval(), history
+
+
+def _fit_confidence(answer: Answer, data: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
+    """The confidence, which shares no weights with the place: on all windows at once, kept at what did best on `held`.
+
+    In the epochs of the place, which tell far more nats, it would be stopped when that is done.
+    """
+    best, best_weights = math.inf, _copied(answer.valid)
+    optimiser = torch.optim.AdamW(answer.valid.parameters(), CONFIDENCE_RATE, weight_decay=CONFIDENCE_DECAY)
+    (seen, label), (held_seen, held_label) = ((answer.evidence(*part[:5]), part[-2]) for part in (data, held))
+    for _ in range(CONFIDENCE_STEPS):
+        loss = _balanced(answer.valid(seen), label)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        with torch.no_grad():
+            found = float(_balanced(answer.valid(held_seen), held_label))
+        if found < best:
+            best, best_weights = found, _copied(answer.valid)
+    answer.valid.load_state_dict(best_weights)
+
+
+def _balanced(logit: Tensor, label: Tensor) -> Tensor:
+    """Mean loss of a confidence, both kinds of window weighing as much: who knows how rare either will be?"""
+    weight = label / label.sum().clamp_min(1.0) + (1.0 - label) / (1.0 - label).sum().clamp_min(1.0)
+    loss = functional.binary_cross_entropy_with_logits(logit[:, 0], label, reduction="none")
+    return (weight * loss).sum() / weight.sum()
 
 
 def folds_of(group: np.ndarray, count: int, *, seed: int) -> np.ndarray:
@@ -229,36 +259,21 @@ def _on(summaries: Summaries, where: torch.device) -> tuple[Tensor, ...]:
     return tuple(part.to(where) for part in (*summaries.tensors(), truth, label, placed))
 
 
-def _jittered(batch: tuple[Tensor, ...], config: FitConfig) -> tuple[Tensor, ...]:
-    """Levels and profiles as another day would have them."""
-    spectrum, level, profile, present, *rest = batch
-    jitter = torch.randn_like(level[..., :1]) * (config.level_jitter_db / LEVEL_SCALE_DB)
-    level = torch.cat([level[..., :1] + jitter * present[..., None], level[..., 1:]], dim=2)
-    if profile.shape[1]:
-        profile = profile + config.profile_jitter * torch.randn_like(profile) * (profile != 0.0)
-    return (spectrum, level, profile, present, *rest)
-
-
-def _losses(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, truth, label, placed = batch
-    position, covariance, logit = answer(*inputs)
+def _loss(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Mean negative log-likelihood of the places, and how far off each is, (n, 2)."""
+    *inputs, truth, _, placed = batch
+    position, covariance, _ = answer(*inputs)
     where = (truth - truth.new_tensor(layout.centre_m)) / layout.scale_m
     nll = gaussian_nll(position, covariance, where).clamp_max(NLL_LIMIT) * placed
-    found = functional.binary_cross_entropy_with_logits(logit[:, 0], label)
-    return nll.sum() / placed.sum().clamp_min(1.0), found, (position - where).detach()
-
-
-def _loss(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> Tensor:
-    nll, found, _ = _losses(answer, batch, layout)
-    return nll + found
+    return nll.sum() / placed.sum().clamp_min(1.0), (position - where).detach()
 
 
 def _validate(answer: Answer, data: tuple[Tensor, ...], layout: Layout) -> tuple[float, float]:
     answer.eval()
     with torch.no_grad():
-        nll, found, offset = _losses(answer, data, layout)
+        nll, offset = _loss(answer, data, layout)
     placed = data[-1] > 0.0
-    return float(nll + found), float(torch.linalg.vector_norm(offset[placed], dim=1).median()) * layout.scale_m
+    return float(nll), float(torch.linalg.vector_norm(offset[placed], dim=1).median()) * layout.scale_m
 
 
 def _best_number(history: list[Epoch]) -> int:

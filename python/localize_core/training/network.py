@@ -33,11 +33,16 @@ DB = 10.0 / math.log(10.0)
 NOISE_KNOWN_FLOOR = 0.02
 """Part of the noise power below which a signal's power says nothing."""
 LEVEL_SCALE_DB = 20.0
+HEARD_DB = -10.0
+"""SNR from which a receiver hears an emitter."""
+BELIEVED = 0.75
+"""Height of a correlation peak, in the units of the profile, from which its lag is a delay."""
 PEAK = 0.6
 """Part of a correlation peak's height above which lags belong to it."""
 LEAST_WEIGHT = 1e-4
 """Of every lag, so that a silent pair has a middle. Optimisers of graphs take 1e-9 for nothing and drop it."""
 PRIOR_WIDTH = 7
+LOGIT_LIMIT = 9.0
 TRUST_LIMIT = 8.0
 LOG_SIGMA_LIMIT = 7.0
 """Standard deviations lie between exp(-7) and exp(7) half sizes of the area."""
@@ -188,20 +193,42 @@ class Summary(nn.Module):
         return spectrum, level, profile, present
 
 
+class Jitter(nn.Module):
+    """Levels and profiles as another day would have them, while training; nothing else.
+
+    `level_db`: standard deviation of what is added to each receiver's level; `profile`: to each lag of each pair.
+    """
+
+    def __init__(self, level_db: float = 0.0, profile: float = 0.0) -> None:
+        super().__init__()
+        self.level_db, self.profile = level_db, profile
+
+    def forward(self, level: Tensor, profile: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return level, profile
+        jitter = torch.randn_like(level[..., :1]) * (self.level_db / LEVEL_SCALE_DB)
+        level = torch.cat([level[..., :1] + jitter * present[..., None], level[..., 1:]], dim=2)
+        if profile.shape[1]:
+            profile = profile + self.profile * torch.randn_like(profile) * (profile != 0.0)
+        return level, profile
+
+
 class Site(nn.Module):
     """Summaries and the compiled fix to the answer.
 
     `prior` (batch, 7): see `prior_features`. Returns the learned mean (batch, 2) in half sizes of the area, its
-    precision's Cholesky factor as (batch, 3), the logarithm of the trust in the compiled fix (batch, 1), and the logit
-    of the confidence (batch, 1).
+    precision's Cholesky factor as (batch, 3), and the logarithm of the trust in the compiled fix (batch, 1).
     """
 
     incidence: Tensor
     places: Tensor
 
-    def __init__(self, layout: Layout, *, hidden: int = 128, dropout: float = 0.2) -> None:
+    def __init__(
+        self, layout: Layout, *, hidden: int = 128, dropout: float = 0.2, jitter: Jitter | None = None
+    ) -> None:
         super().__init__()
         self.layout = layout
+        self.jitter = jitter or Jitter()
         receivers, rows = layout.receivers, layout.rows
         pairs = layout.pairs
         self.first = [i for i, _ in pairs]
@@ -229,11 +256,11 @@ class Site(nn.Module):
         )
         self.place = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, 5))
         self.trust = nn.Sequential(nn.Linear(hidden, 32), nn.SiLU(), nn.Linear(32, 1))
-        self.valid = nn.Sequential(nn.Linear(hidden + PRIOR_WIDTH, 32), nn.SiLU(), nn.Linear(32, 1))
 
     def forward(
         self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, prior: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        level, profile = self.jitter(level, profile, present)
         batch = present.shape[0]
         seen = present[..., None]
         places = self.places.expand(batch, -1, -1)
@@ -247,16 +274,15 @@ class Site(nn.Module):
             both = (present[:, self.first] * present[:, self.second])[..., None]
             height, lag = (part[..., None] for part in peaks(profile))
             centroid = lag / (self.layout.rows / 4.0)
-            believed = torch.sigmoid((height - 0.75) * 8.0)
+            believed = torch.sigmoid((height - BELIEVED) * 8.0)
             scalars = torch.cat([height, believed, centroid * believed], dim=2) * both
             ends = torch.cat(
                 [level[:, self.first], level[:, self.second], places[:, self.first], places[:, self.second]], dim=2
             )
             pair = self.pair(torch.cat([scalars, self.profile(profile), ends], dim=2)) * both
             flat.append(scalars.flatten(1))
-            # Every receiver hears what its pairs have found, on average over those that there are.
-            heard = torch.matmul(self.incidence, pair)
-            pooled = heard / torch.matmul(self.incidence, both).clamp_min(1.0)
+            # Every receiver is told what its pairs have found, on average over those that there are.
+            pooled = torch.matmul(self.incidence, pair) / torch.matmul(self.incidence, both).clamp_min(1.0)
             own.append(pooled)
         tokens = self.receiver(torch.cat(own, dim=2)) * seen
         flat += [tokens.flatten(1), tokens.sum(dim=1) / seen.sum(dim=1).clamp_min(1.0)]
@@ -267,8 +293,7 @@ class Site(nn.Module):
         log_diagonal = LOG_SIGMA_LIMIT * torch.tanh(place[:, 2:4] / LOG_SIGMA_LIMIT)
         factor = torch.cat([log_diagonal, place[:, 4:5]], dim=1)
         trust = TRUST_LIMIT * torch.tanh(self.trust(hidden) / TRUST_LIMIT)
-        valid = self.valid(torch.cat([hidden, prior], dim=1))
-        return place[:, :2], factor, trust, valid
+        return place[:, :2], factor, trust
 
 
 def peaks(profile: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,7 +358,9 @@ def prior_features(layout: Layout, fix: Tensor) -> Tensor:
     place = ((fix[:, :2] - centre) / layout.scale_m).clamp(-2.0, 2.0)
     sigma = torch.log((fix[:, 2:4] / layout.scale_m).clamp(1e-6, 1e3)) / 4.0
     double = torch.deg2rad(fix[:, 4:5]) * 2.0
-    return torch.cat([place, sigma, torch.cos(double), torch.sin(double), fix[:, 5:6]], dim=1)
+    certain = fix[:, 5:6].clamp(math.exp(-LOGIT_LIMIT), 1.0 - math.exp(-LOGIT_LIMIT))
+    logit = (torch.log(certain) - torch.log(1.0 - certain)) / LOGIT_LIMIT
+    return torch.cat([place, sigma, torch.cos(double), torch.sin(double), logit], dim=1)
 
 
 def prior_precision(layout: Layout, fix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,17 +375,20 @@ class Answer(nn.Module):
     """Summaries and compiled fix to position (batch, 2) and covariance xx, xy, yy (batch, 3), in half sizes of the
     area round its middle, and the logit of the confidence (batch, 1)."""
 
-    def __init__(self, layout: Layout, *, hidden: int = 128, dropout: float = 0.2) -> None:
+    def __init__(
+        self, layout: Layout, *, hidden: int = 128, dropout: float = 0.2, jitter: Jitter | None = None
+    ) -> None:
         super().__init__()
         self.layout = layout
-        self.site = Site(layout, hidden=hidden, dropout=dropout)
+        self.site = Site(layout, hidden=hidden, dropout=dropout, jitter=jitter)
+        self.valid = _mlp(3 + 3 * (layout.has_level + bool(layout.pairs)), 16, 1, dropout=0.0)
 
     def forward(
         self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         layout = self.layout
         prior = prior_features(layout, fix)
-        mean, factor, trust, valid = self.site(spectrum, level, profile, present, prior)
+        mean, factor, trust = self.site(spectrum, level, profile, present, prior)
         # The learned precision is U'U with U = [[a, c], [0, b]]: positive definite whatever the network says.
         a, b = torch.exp(factor[:, 0:1]), torch.exp(factor[:, 1:2])
         c = factor[:, 2:3] * a
@@ -376,7 +406,23 @@ class Answer(nn.Module):
         determinant = (xx * yy - xy * xy).clamp_min(1e-12)
         position = start + torch.cat([yy * pull_x - xy * pull_y, xx * pull_y - xy * pull_x], dim=1) / determinant
         covariance = torch.cat([yy, -xy, xx], dim=1) / determinant
-        return position, covariance, valid
+        return position, covariance, self.valid(self.evidence(spectrum, level, profile, present, fix))
+
+    def evidence(self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor) -> Tensor:
+        """What the confidence rests on, (batch, n): how large the first stage's ellipse is and how sure of itself, and
+        the strongest and the mean level and correlation peak, and how many stand out. Not the place, for it is learned
+        from few; nothing of the network's trunk, whose jitter would hide weak emitters."""
+        prior = prior_features(self.layout, fix)
+        parts = [prior[:, 2:4], prior[:, 6:7]]
+        if self.layout.has_level:
+            own = level[..., 0] * present + present - 1.0
+            heard = torch.sigmoid((own * LEVEL_SCALE_DB - HEARD_DB) * 2.0)
+            parts += [own.amax(dim=1, keepdim=True), own.mean(dim=1, keepdim=True), heard.mean(dim=1, keepdim=True)]
+        if self.layout.pairs:
+            height = profile.amax(dim=2) * present[:, self.site.first] * present[:, self.site.second]
+            clear = torch.sigmoid((height - BELIEVED) * 8.0)
+            parts += [height.amax(dim=1, keepdim=True), height.mean(dim=1, keepdim=True), clear.mean(1, keepdim=True)]
+        return torch.cat(parts, dim=1)
 
 
 class Ensemble(nn.Module):
@@ -398,6 +444,42 @@ class Ensemble(nn.Module):
         e, n = (positions - position).unbind(dim=2)
         spread = torch.stack([e * e, e * n, n * n], dim=2)
         return position, (covariances + spread).mean(dim=0), logits.mean(dim=0)
+
+
+class Stacked(nn.Module):
+    """A network and the first stage itself, as a mixture in which the network has the weight `share`.
+
+    What a network learned of a few places it believes too readily; how far it deserves it shows on others.
+    Source: Breiman 1996 (stacked regressions).
+    """
+
+    def __init__(self, layout: Layout, answer: nn.Module, share: float) -> None:
+        super().__init__()
+        self.layout = layout
+        self.answer = answer
+        self.share = share
+
+    def forward(
+        self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        position, covariance, logit = self.answer(spectrum, level, profile, present, fix)
+        return *mixture(self.layout, position, covariance, fix, self.share), logit
+
+
+def mixture(layout: Layout, position: Tensor, covariance: Tensor, fix: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a network's answer, of weight `share`, and the first stage's fix, of the rest."""
+    start = (fix[:, :2] - fix.new_tensor(layout.centre_m)) / layout.scale_m
+    step = position - start
+    e, n = step[:, 0], step[:, 1]
+    theta = torch.deg2rad(fix[:, 4])
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    along, across = (torch.square(fix[:, k] / layout.scale_m) for k in (2, 3))
+    own = torch.stack(
+        [along * cos * cos + across * sin * sin, (along - across) * cos * sin, along * sin * sin + across * cos * cos],
+        dim=1,
+    )
+    apart = torch.stack([e * e, e * n, n * n], dim=1)
+    return start + share * step, share * covariance + (1.0 - share) * own + share * (1.0 - share) * apart
 
 
 class Calibrated(nn.Module):
@@ -430,6 +512,8 @@ class Calibrated(nn.Module):
         major, minor, theta = axes(self.scaled(covariance) * self.layout.scale_m**2)
         place = position * self.layout.scale_m + position.new_tensor(self.layout.centre_m)
         certain = torch.sigmoid(logit * self.confidence[0] + self.confidence[1])
+        if self.radio_map is not None:
+            certain = certain * (fix[:, 5:6] > 0.0).float()  # nobody hears anything: no emitter
         return place, torch.cat([major, minor, theta], dim=1), certain
 
     def scaled(self, covariance: Tensor) -> Tensor:
@@ -440,9 +524,13 @@ class Calibrated(nn.Module):
 
 def gaussian_nll(position: Tensor, covariance: Tensor, truth: Tensor) -> Tensor:
     """Negative log-likelihood of places under normal distributions, without its constant: (batch,)."""
-    offset = truth - position
+    squared, volume = squared_distance(position, covariance, truth)
+    return 0.5 * (squared + volume)
+
+
+def squared_distance(position: Tensor, covariance: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared Mahalanobis distances of places, and the logarithms of the covariances' determinants: (batch,) each."""
     xx, xy, yy = covariance.unbind(dim=1)
     determinant = (xx * yy - xy * xy).clamp_min(1e-20)
-    e, n = offset.unbind(dim=1)
-    squared = (yy * e * e - 2.0 * xy * e * n + xx * n * n) / determinant
-    return 0.5 * (squared + torch.log(determinant))
+    e, n = (truth - position).unbind(dim=1)
+    return (yy * e * e - 2.0 * xy * e * n + xx * n * n) / determinant, torch.log(determinant)

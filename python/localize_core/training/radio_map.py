@@ -23,15 +23,15 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from localize_core.training.network import LEVEL_SCALE_DB, Layout, axes, peaks
-from localize_core.training.summaries import HEARD_DB, Summaries
+from localize_core.training.network import BELIEVED, HEARD_DB, LEVEL_SCALE_DB, Layout, axes, peaks
+from localize_core.training.summaries import Summaries
 
 SIDE = 48
 """Places along the longer side of the grid."""
 BORDER = 0.05
 """By which the grid reaches beyond the area, in half sizes."""
-BELIEVED = 0.75
-"""Height of a correlation peak, in the units of the profile, from which its lag is a delay."""
+BEYOND, COARSER = 2.0, 2
+"""Half sizes of the area that its surroundings reach to, and how much farther apart their places lie."""
 FREEDOM = 4.0
 """Degrees of freedom of Student's t."""
 LEAST_DISTANCE_M = 20.0
@@ -60,50 +60,74 @@ class _Met:
 
 class RadioMap(nn.Module):
     """Summaries to a fix (batch, 6) as a compiled model gives it: east and north in metres, axes of the ellipse in
-    metres and its direction in degrees, and how well the window fits
-    there, 1 perfectly, 0 not at all.
+    metres and its direction in degrees, and how well the window fits there, 1 perfectly, 0 not at all or no better
+    than to the surroundings.
 
-    `place_m` (g, 2): of the grid. `mean`, `variance` (f, g): of levels in dB over noise, then of lags in rows.
-    `sharpness`: power of the likelihood.
+    `place_m` (g, 2): of the grid, of which the first `inside` are the area's and the others its surroundings'. `mean`,
+    `variance` (f, g): of levels in dB over noise, then of lags in rows. `straight`: mean (f, g - inside) and variance
+    (f, 1) in the surroundings of what comes by straight paths. `sharpness`: power of the likelihood.
     """
 
     place: Tensor
     mean: Tensor
     variance: Tensor
+    straight_mean: Tensor
+    straight_variance: Tensor
 
     def __init__(
-        self, layout: Layout, place_m: np.ndarray, mean: np.ndarray, variance: np.ndarray, sharpness: float = 1.0
+        self,
+        layout: Layout,
+        place_m: np.ndarray,
+        inside: int,
+        mean: np.ndarray,
+        variance: np.ndarray,
+        straight: tuple[np.ndarray, np.ndarray],
     ) -> None:
         super().__init__()
         self.layout = layout
-        self.sharpness = sharpness
-        cell_m = math.sqrt(float(np.ptp(place_m[:, 0]) * np.ptp(place_m[:, 1])) / len(place_m))
+        self.inside = inside
+        self.sharpness = 1.0
+        own_m = place_m[:inside]
+        cell_m = math.sqrt(float(np.ptp(own_m[:, 0]) * np.ptp(own_m[:, 1])) / inside)
         self.cell_variance = (cell_m / layout.scale_m) ** 2 / 12.0
-        scaled = (place_m - np.array(layout.centre_m)) / layout.scale_m
-        self.register_buffer("place", torch.from_numpy(scaled.astype(np.float32)))
-        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
-        self.register_buffer("variance", torch.from_numpy(variance.astype(np.float32)))
-        self.register_buffer("log_variance", 0.5 * torch.log(self.variance), persistent=False)
-
-    log_variance: Tensor
+        # Of the surroundings' two ways to be heard each is as likely; their cells stand for several places.
+        self.log_prior = math.log(COARSER**2 / 2.0)
+        scaled = (own_m - np.array(layout.centre_m)) / layout.scale_m
+        for name, values in (
+            ("place", scaled),
+            ("mean", mean),
+            ("variance", variance),
+            ("straight_mean", straight[0]),
+            ("straight_variance", straight[1]),
+        ):
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32)))
 
     def forward(self, level: Tensor, profile: Tensor, present: Tensor) -> Tensor:
         value, known = observed(self.layout, level, profile, present)
-        off = (value[..., None] - self.mean) ** 2 / (FREEDOM * self.variance)
-        surprise = 0.5 * (FREEDOM + 1.0) * torch.log(1.0 + off)
-        likelihood = -(known[..., None] * (surprise + self.log_variance)).sum(dim=1)
-        share = torch.softmax(self.sharpness * likelihood, dim=1)
+        surprise, likelihood = self._against(value, known, self.mean, self.variance)
+        _, straight = self._against(value, known, self.straight_mean, self.straight_variance)
+        own = likelihood[:, : self.inside]
+        elsewhere = torch.cat([likelihood[:, self.inside :], straight], dim=1) + self.log_prior
+        here = torch.sigmoid(torch.logsumexp(own, dim=1) - torch.logsumexp(elsewhere, dim=1))[:, None]
+        share = torch.softmax(own, dim=1)
         middle = torch.matmul(share, self.place)
         offset = self.place - middle[:, None]
         e, n = offset[..., 0], offset[..., 1]
         covariance = torch.stack([(share * e * e).sum(1), (share * e * n).sum(1), (share * n * n).sum(1)], dim=1)
         covariance = covariance + covariance.new_tensor([self.cell_variance, 0.0, self.cell_variance])
         count = known.sum(dim=1, keepdim=True)
-        expected = ((known[..., None] * surprise).sum(dim=1) * share).sum(dim=1, keepdim=True)
-        fit = torch.exp(-expected / count.clamp_min(1.0)) * torch.tanh(count)
+        expected = (surprise[:, : self.inside] * share).sum(dim=1, keepdim=True)
+        fit = torch.exp(-expected / count.clamp_min(1.0)) * torch.tanh(count) * here
         place_m = middle * self.layout.scale_m + middle.new_tensor(self.layout.centre_m)
         major, minor, theta = axes(covariance)
         return torch.cat([place_m, major * self.layout.scale_m, minor * self.layout.scale_m, theta, fit], dim=1)
+
+    def _against(self, value: Tensor, known: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """What is observed against what is expected at n places: the sum of how surprising it is, and the tempered
+        log-likelihood, (batch, n) each."""
+        off = (value[..., None] - mean) ** 2 / (FREEDOM * variance)
+        surprise = torch.matmul(known[:, None], 0.5 * (FREEDOM + 1.0) * torch.log(1.0 + off))[:, 0]
+        return surprise, -self.sharpness * (surprise + torch.matmul(known, 0.5 * torch.log(variance).expand_as(mean)))
 
 
 def observed(layout: Layout, level: Tensor, profile: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +148,9 @@ def observed(layout: Layout, level: Tensor, profile: Tensor, present: Tensor) ->
 def fit_radio_map(layout: Layout, summaries: Summaries, *, seed: int) -> RadioMap:
     """The map of a site from windows with their places. Same data and seed, same map."""
     rng = np.random.default_rng([seed, len(summaries)])
-    place_m = _grid(layout)
-    mean, variance = [], []
+    own_m, around_m = _grid(layout), _surroundings(layout)
+    place_m = np.concatenate([own_m, around_m])
+    mean, variance, straight_mean, straight_variance = [], [], [], []
     for kind, base in (("level", _level_base), ("lag", _lag_base)):
         if not (layout.has_level if kind == "level" else layout.pairs):
             continue
@@ -134,7 +159,12 @@ def fit_radio_map(layout: Layout, summaries: Summaries, *, seed: int) -> RadioMa
         residual, spread = _maps(met, place_m, scales, rng)
         mean.append(of_grid + residual)
         variance.append(spread + within)
-    return RadioMap(layout, place_m, np.concatenate(mean), np.concatenate(variance))
+        straight_mean.append(of_grid[:, len(own_m) :])
+        # Levels scatter on straight paths, too; lags are exact but for the grid.
+        own = scales[0] + scales[2] if kind == "level" else (COARSER * _spacing_m(layout) / layout.lag_m) ** 2 / 6.0
+        straight_variance.append(within + own)
+    straight = np.concatenate(straight_mean), np.concatenate(straight_variance)
+    return RadioMap(layout, place_m, len(own_m), np.concatenate(mean), np.concatenate(variance), straight)
 
 
 def map_fixes(radio_map: RadioMap, summaries: Summaries, batch: int = 64) -> Summaries:
@@ -176,15 +206,25 @@ def cross_fitted(layout: Layout, summaries: Summaries, fold: np.ndarray, *, seed
     return replace(summaries, fix=fix), best
 
 
-def _grid(layout: Layout) -> np.ndarray:
-    """Places (g, 2) over the area, about equally far apart in both directions."""
-    sides = [half * (1.0 + BORDER) for half in layout.half_sizes_m]
-    spacing = 2.0 * max(sides) / (SIDE - 1)
+def _spacing_m(layout: Layout) -> float:
+    return 2.0 * (1.0 + BORDER) * max(layout.half_sizes_m) / (SIDE - 1)
+
+
+def _grid(layout: Layout, reach: float = 1.0 + BORDER, coarser: int = 1) -> np.ndarray:
+    """Places (g, 2) over `reach` half sizes of the area, about equally far apart in both directions."""
+    spacing = _spacing_m(layout) * coarser
     axis = [
-        centre + np.linspace(-side, side, max(round(2.0 * side / spacing) + 1, 2))
-        for centre, side in zip(layout.centre_m, sides, strict=True)
+        centre + np.linspace(-reach * half, reach * half, max(round(2.0 * reach * half / spacing) + 1, 2))
+        for centre, half in zip(layout.centre_m, layout.half_sizes_m, strict=True)
     ]
     return np.stack(np.meshgrid(*axis, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _surroundings(layout: Layout) -> np.ndarray:
+    """Places (g, 2) round the grid of the area."""
+    place_m = _grid(layout, BEYOND, COARSER)
+    off = np.abs(place_m - np.array(layout.centre_m)) / np.array(layout.half_sizes_m)
+    return np.asarray(place_m[(off > 1.0 + BORDER).any(axis=1)])
 
 
 def _distance_m(layout: Layout, place_m: np.ndarray) -> np.ndarray:

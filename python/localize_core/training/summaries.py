@@ -16,11 +16,9 @@ from localize_core.dataset.drawn import DrawnWindows
 from localize_core.dataset.windows import Label, Windows, WindowSource
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.onnx_model import OnnxModel
-from localize_core.training.network import Layout, Summary
+from localize_core.training.network import HEARD_DB, Layout, Summary
 
 BATCH = 32
-HEARD_DB = -10.0
-"""SNR from which a receiver hears an emitter."""
 
 Progress = Callable[[int], None]
 """Told how many windows more are done."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
+from torch import Tensor
 
 from localize_core.errors import ModelError
 from localize_core.evaluation.evaluate import MODEL, evaluate
@@ -21,8 +23,8 @@ from localize_core.model.onnx_model import OnnxModel
 from localize_core.training.calibrate import Calibration, apply, calibrate
 from localize_core.training.data import TrainingData
 from localize_core.training.export import Parity, export, provenance
-from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit, fit_folds, folds_of, predict
-from localize_core.training.network import Calibrated, Layout
+from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit, fit_folds, folds_of, predict, scaled_truth
+from localize_core.training.network import Calibrated, Layout, Stacked, mixture, squared_distance
 from localize_core.training.radio_map import cross_fitted, fit_radio_map
 from localize_core.training.summaries import Summaries, prior_spec, summarise
 
@@ -30,6 +32,7 @@ Step = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Begins a step of so many windows; what it gives is told how many more are done."""
 
 MEMORY = ("train", "validation", "calibration")
+SHARES = tuple(k / 10 for k in range(11))
 FOLDS = 6
 """Networks that a site's model is made of; each has one fold to be judged by and one to stop by."""
 
@@ -144,15 +147,33 @@ def _learn_site(
     """A map of the site and several networks behind it.
 
     A site has few blocks, and a split that sets some of them aside for calibration judges by too few. So all but the
-    test is shared out to folds: each is judged by a map and a network that have seen nothing of it, and the calibration
-    rests on all of these judgements.
+    test is shared out to folds: each is judged by a map and a network that have seen nothing of it, and on all of these
+    judgements rest the weights of map and networks and the calibration.
     """
     known = Summaries.concatenate([summaries[part] for part in MEMORY])
     fold = folds_of(known.group, FOLDS, seed=config.seed)
     radio_map = fit_radio_map(layout, known, seed=config.seed)
     known, radio_map.sharpness = cross_fitted(layout, known, fold, seed=config.seed)
     answer, said, history = fit_folds(layout, known, fold, config, folder=work, resume=resume, on_epoch=on_epoch)
-    return Calibrated(layout, answer, radio_map), history, calibrate(layout, said, known)
+    share = _share(layout, said, known)
+    position, covariance = mixture(layout, said[0], said[1], torch.from_numpy(known.fix), share)
+    calibration = calibrate(layout, (position, covariance, said[2]), known)
+    return Calibrated(layout, Stacked(layout, answer, share), radio_map), history, calibration
+
+
+def _share(layout: Layout, said: tuple[Tensor, Tensor, Tensor], summaries: Summaries) -> float:
+    """The weight of what networks said beside the map's fixes under which the truth is likeliest, the ellipses' common
+    scale left free."""
+    inside = torch.from_numpy(summaries.inside)
+    truth = scaled_truth(layout, summaries.truth_m[summaries.inside])
+    fix = torch.from_numpy(summaries.fix)[inside]
+
+    def surprise(share: float) -> float:
+        position, covariance = mixture(layout, said[0][inside], said[1][inside], fix, share)
+        squared, volume = squared_distance(position, covariance, truth)
+        return float(torch.log(squared.mean()) + 0.5 * volume.mean())
+
+    return min(SHARES, key=surprise)
 
 
 def _check_same(path: Path, data: TrainingData) -> None:

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from localize_core.training import radio_map as module  # noqa: E402
 from localize_core.training.fit import FitConfig, fit_folds, folds_of, predict  # noqa: E402
-from localize_core.training.network import LEVEL_SCALE_DB, Answer, Ensemble, Layout  # noqa: E402
+from localize_core.training.network import LEVEL_SCALE_DB, Answer, Calibrated, Ensemble, Layout, mixture  # noqa: E402
 from localize_core.training.radio_map import FREEDOM, RadioMap, cross_fitted, fit_radio_map, map_fixes  # noqa: E402
 from localize_core.training.summaries import Summaries  # noqa: E402
 
@@ -42,12 +42,20 @@ SIGMA_DB, LENGTH_M, NOISE_DB = 8.0, 100.0, 1.0
 
 
 def site(
-    count: int, seed: int = 1, *, late_rows: float = 0.0, layout: Layout = LAYOUT, shadowed: bool = True
+    count: int,
+    seed: int = 1,
+    *,
+    late_rows: float = 0.0,
+    layout: Layout = LAYOUT,
+    shadowed: bool = True,
+    beyond: bool = False,
 ) -> Summaries:
     """Windows of places on a site whose shadowing is a Gaussian process, and on which receiver 0 hears everything
-    `late_rows` late. Strong everywhere."""
+    `late_rows` late. Strong everywhere. `beyond`: places between 1.2 and 1.9 half sizes from the middle instead."""
     rng = np.random.default_rng(seed)
     places = rng.uniform([-400.0, -300.0], [400.0, 300.0], (count, 2))
+    if beyond:
+        places *= (rng.uniform(1.2, 1.9, count) / np.abs(places / [400.0, 300.0]).max(axis=1))[:, None]
     receivers = np.array(RECEIVERS)
     distance = np.hypot(cdist(places, receivers[:, :2]), 20.0)
     covariance = SIGMA_DB**2 * np.exp(-cdist(places, places) / LENGTH_M) + 1e-9 * np.eye(count)
@@ -100,26 +108,69 @@ def test_scales_are_found():
     assert rest < 6.0
 
 
+def drawn_map(rng):
+    """A map of levels of random values, and the places of its area and its surroundings."""
+    places, around = module._grid(LEVELS), module._surroundings(LEVELS)
+    count = len(places) + len(around)
+    mean, variance = rng.normal(30.0, 6.0, (4, count)), rng.uniform(2.0, 9.0, (4, count))
+    straight = rng.normal(30.0, 6.0, (4, len(around))), rng.uniform(2.0, 9.0, (4, 1))
+    radio_map = RadioMap(LEVELS, np.concatenate([places, around]), len(places), mean, variance, straight)
+    return radio_map, places, mean, variance, straight
+
+
 def test_fix_is_the_posterior_under_students_t():
     rng = np.random.default_rng(3)
-    places = module._grid(LEVELS)
-    mean, variance = rng.normal(30.0, 6.0, (4, len(places))), rng.uniform(2.0, 9.0, (4, len(places)))
-    radio_map = RadioMap(LEVELS, places, mean, variance)
+    radio_map, places, mean, variance, straight = drawn_map(rng)
     some = site(5, layout=LEVELS)
     some = dataclasses.replace(some, present=np.array([[1, 1, 1, 1]] * 4 + [[1, 0, 1, 1]], np.float32))
     fix = map_fixes(radio_map, some).fix
     for window in range(5):
-        logarithm = np.zeros(len(places))
-        for receiver in np.flatnonzero(some.present[window]):
-            value = some.level[window, receiver, 0] * LEVEL_SCALE_DB
-            logarithm += student.logpdf(value, FREEDOM, mean[receiver], np.sqrt(variance[receiver]))
-        share = np.exp(logarithm - logarithm.max())
+        present = np.flatnonzero(some.present[window])
+        value = some.level[window, present, 0] * LEVEL_SCALE_DB
+        each = student.logpdf(value[:, None], FREEDOM, mean[present], np.sqrt(variance[present]))
+        own, gone = np.split(each.sum(axis=0), [len(places)])
+        share = np.exp(own - own.max())
         share /= share.sum()
         middle = share @ places
         np.testing.assert_allclose(fix[window, :2], middle, atol=0.05)
         covariance = np.cov(places.T, aweights=share, ddof=0)
         axes = np.sqrt(np.linalg.eigvalsh(covariance)[::-1] + (radio_map.cell_variance * LEVELS.scale_m**2))
         np.testing.assert_allclose(fix[window, 2:4], axes, rtol=2e-3)
+        # The surroundings' cells are four times as large, heard by the one way or the other.
+        free = student.logpdf(value[:, None], FREEDOM, straight[0][present], np.sqrt(straight[1][present])).sum(axis=0)
+        here = np.exp(own).sum() / (np.exp(own).sum() + 2.0 * (np.exp(gone).sum() + np.exp(free).sum()))
+        middling = student.logpdf(0.0, FREEDOM) - 0.5 * np.log(variance[present][:, : len(places)])
+        surprise = (middling - each[:, : len(places)]).sum(axis=0) @ share / len(present)
+        assert fix[window, 5] == pytest.approx(np.exp(-surprise) * np.tanh(len(present)) * here, rel=1e-3)
+
+
+def test_surroundings_are_a_frame_round_the_grid():
+    own, around = (
+        each / np.array(LEVELS.half_sizes_m) for each in (module._grid(LEVELS), module._surroundings(LEVELS))
+    )
+    assert np.abs(own).max() == pytest.approx(1.0 + module.BORDER)
+    assert (np.abs(around) > 1.0 + module.BORDER).any(axis=1).all()
+    assert np.abs(around).max(axis=0) == pytest.approx([module.BEYOND, module.BEYOND])
+
+
+def test_an_emitter_beyond_the_area_is_no_fit():
+    """Free space: what comes from outside by straight paths fits nowhere inside."""
+    known, new = site(400, shadowed=False), site(200, seed=2, shadowed=False)
+    radio_map = fit_radio_map(LAYOUT, known, seed=1)
+    fits = map_fixes(radio_map, new).fix[:, 5]
+    gone = map_fixes(radio_map, site(200, seed=3, shadowed=False, beyond=True)).fix[:, 5]
+    assert np.quantile(fits, 0.1) > 10.0 * np.quantile(gone, 0.9)
+
+
+def test_a_window_in_which_nobody_hears_anything_deserves_no_confidence():
+    radio_map = fit_radio_map(LAYOUT, site(200), seed=1)
+    model = Calibrated(LAYOUT, Answer(LAYOUT, hidden=16), radio_map).eval()
+    spectrum, level, profile, present, fix = site(4).tensors()
+    model.summary.forward = lambda features: (spectrum, level * 0.0 - 1.0, profile * 0.0, present)
+    with torch.no_grad():
+        assert float(model(torch.zeros(4, 10, 64, 3), fix)[2].max()) == 0.0
+        model.summary.forward = lambda features: (spectrum, level, profile, present)
+        assert float(model(torch.zeros(4, 10, 64, 3), fix)[2].min()) > 0.0
 
 
 def test_map_learns_what_geometry_does_not_know():
@@ -180,3 +231,26 @@ def test_an_ensemble_is_the_mixture_of_its_members():
             whole += (np.array([[xx, xy], [xy, yy]]) + np.outer(offset, offset)) / 3.0
         np.testing.assert_allclose(covariance[window], whole[[0, 0, 1], [0, 1, 1]], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(logit, np.mean([each[2] for each in said], axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_mixture_has_the_moments_of_its_draws(share):
+    """Against draws from both normal distributions in proportion."""
+    rng = np.random.default_rng(1)
+    own, fix = np.array([0.3, -0.2]), np.array([120.0, 40.0, 60.0, 20.0, 30.0, 1.0])
+    covariance = np.array([[0.02, 0.005], [0.005, 0.01]])
+    angle = np.radians(fix[4])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    other = turn @ np.diag((fix[2:4] / LAYOUT.scale_m) ** 2) @ turn.T
+    count = 400_000
+    first = rng.uniform(size=count) < share
+    draws = np.where(
+        first[:, None],
+        rng.multivariate_normal(own, covariance, count),
+        rng.multivariate_normal((fix[:2] - LAYOUT.centre_m) / LAYOUT.scale_m, other, count),
+    )
+    mean, spread = mixture(
+        LAYOUT, *(torch.tensor(v[None]) for v in (own, covariance[[0, 0, 1], [0, 1, 1]], fix)), share
+    )
+    np.testing.assert_allclose(mean[0], draws.mean(axis=0), atol=1e-3)
+    np.testing.assert_allclose(spread[0], np.cov(draws.T)[[0, 0, 1], [0, 1, 1]], atol=2e-4)
