@@ -7,7 +7,8 @@ east and then bending north; vehicles carry transmitters of one type, in lanes a
 at a place, so that it can be learned.
 
     python models/access_road.py access_road.npz
-    gr-localize train --channels access_road.npz --split place --block-m 50 --repeats 1 --epochs 20 -o access_road.onnx
+
+How a model is trained on it stands in access_road.md.
 """
 
 from __future__ import annotations

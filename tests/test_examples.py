@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from localize_core.model.compiled.compile import compile_model
 from localize_core.model.golden import check_golden, golden_difference, golden_features
@@ -33,6 +34,8 @@ def test_model_is_small_and_described(file: Path) -> None:
     assert file.stat().st_size < 2_000_000
     assert file.with_suffix(".md").read_text(encoding="utf-8").startswith(f"# {file.name}\n")
     check_golden(OnnxModel(file))
+    nodes = onnx.load(file).graph.node
+    assert not any(node.metadata_props for node in nodes)  # exporters note source files with their paths there
 
 
 def test_single_receiver_is_compiled_from_its_station_file(tmp_path: Path) -> None:

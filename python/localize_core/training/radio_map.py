@@ -5,7 +5,8 @@ to place: walls shadow, reflections arrive later. Neighbouring places see much t
 exponential kernel (Gudmundson 1991 found it for shadowing) says what to expect at every place of a grid, and how
 surely: near training places what was met there, far from them geometry alone. A window is then compared with all
 places at once, with Student's t for what no map foresees; the posterior's mean and covariance are a fix, made in the
-graph.
+graph. The same comparison with places round the area, met by such paths as the area's or by straight ones, tells
+emitters that are not in it.
 
 Sources: Gudmundson 1991 (correlation of shadowing); Rasmussen & Williams 2006, chapters 2 and 5 (Gaussian processes and
 their marginal likelihood); Ferris, Hähnel & Fox 2006 (location from signal strength by Gaussian processes).
