@@ -100,7 +100,7 @@ def plan_station(station: Station) -> Plan:
         config = CorrelationConfig(
             rate_hz, len(receivers), n_fft, hop, rows, lag_step, station.features.weighting, station.features.signal
         )
-        # The streams of a scene come from one clock: nothing resamples them.
+        # Nothing resamples the streams of a scene.
         sample_ns = SAMPLE_SIGMA / rate_hz * 1e9 if station.played_scene is None else 0.0
         sigma_ns = [math.hypot(value, sample_ns) for value in clock_ns]
         timing = TimingModel(config, tuple(value * 1e-9 * SPEED_OF_LIGHT_MPS for value in sigma_ns), path)

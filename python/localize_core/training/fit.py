@@ -19,6 +19,7 @@ from localize_core.training.summaries import Summaries
 
 GRADIENT_LIMIT = 1.0
 CONFIDENCE_STEPS, CONFIDENCE_RATE, CONFIDENCE_DECAY = 1000, 1e-2, 0.05
+"""The confidence's: steps over all windows, learning rate and weight decay."""
 NLL_LIMIT = 30.0
 """A single window counts no more than this: an impossible one must not undo what the others teach."""
 
@@ -103,13 +104,19 @@ def fit(
     jitter = Jitter(config.level_jitter_db, config.profile_jitter)
     answer = Answer(layout, hidden=config.hidden, dropout=config.dropout, jitter=jitter).to(where)
     optimiser = torch.optim.AdamW(answer.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    steps = math.ceil(len(train) / config.batch)
+    placed, held = (part.select(part.inside) for part in (train, validation))
+    steps = math.ceil(len(placed) / config.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, total_steps=config.epochs * steps, pct_start=0.1
     )
     history: list[Epoch] = []
     best, best_weights = math.inf, _copied(answer)
-    fingerprint = {"layout": asdict(layout), "config": asdict(config), "windows": [len(train), len(validation)]}
+    fingerprint = {
+        "layout": asdict(layout),
+        "config": asdict(config),
+        "windows": [len(train), len(validation)],
+        "network": {name: list(weight.shape) for name, weight in answer.state_dict().items()},
+    }
     if resume and checkpoint is not None and checkpoint.exists():
         state = _loaded(checkpoint, fingerprint)
         answer.load_state_dict(state["weights"])
@@ -117,26 +124,26 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         best, best_weights = state["best"], state["best_weights"]
         history = [Epoch(**epoch) for epoch in state["history"]]
-    data, held = _on(train, where), _on(validation, where)
+    data, held_data = _on(placed, layout, where), _on(held, layout, where)
     for number in range(len(history), config.epochs):
         if history and number - _best_number(history) > config.patience:
             break
         # Everything random in an epoch follows from its number: a resumed training draws what it would have drawn.
         torch.manual_seed(hash((config.seed, number)) % 2**31)
-        order = np.random.default_rng([config.seed, number]).permutation(len(train))
+        order = np.random.default_rng([config.seed, number]).permutation(len(placed))
         answer.train()
         total = 0.0
         for start in range(0, len(order), config.batch):
             index = torch.from_numpy(order[start : start + config.batch]).to(where)
             batch = tuple(part[index] for part in data)
-            loss, _ = _loss(answer, batch, layout)
+            loss, _ = _loss(answer, batch)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(answer.parameters(), GRADIENT_LIMIT)
             optimiser.step()
             schedule.step()
             total += float(loss.detach()) * len(index)
-        validation_loss, median_m = _validate(answer, held, layout)
+        validation_loss, median_m = _validate(answer, held_data, layout)
         is_best = validation_loss < best
         if is_best:
             best, best_weights = validation_loss, _copied(answer)
@@ -157,18 +164,19 @@ def fit(
         if on_epoch is not None:
             on_epoch(history[-1])
     answer.load_state_dict(best_weights)
-    _fit_confidence(answer, data, held)
+    _fit_confidence(answer, train, validation, where)
     return answer.cpu().eval(), history
 
 
-def _fit_confidence(answer: Answer, data: tuple[Tensor, ...], held: tuple[Tensor, ...]) -> None:
-    """The confidence, which shares no weights with the place: on all windows at once, kept at what did best on `held`.
+def _fit_confidence(answer: Answer, train: Summaries, validation: Summaries, where: torch.device) -> None:
+    """The confidence, which shares no weights with the place: on all windows at once, kept at what did best on others.
 
     In the epochs of the place, which tell far more nats, it would be stopped when that is done.
     """
     best, best_weights = math.inf, _copied(answer.valid)
     optimiser = torch.optim.AdamW(answer.valid.parameters(), CONFIDENCE_RATE, weight_decay=CONFIDENCE_DECAY)
-    (seen, label), (held_seen, held_label) = ((answer.evidence(*part[:5]), part[-2]) for part in (data, held))
+    seen, label = _evidence(answer, train, where)
+    held_seen, held_label = _evidence(answer, validation, where)
     for _ in range(CONFIDENCE_STEPS):
         loss = _balanced(answer.valid(seen), label)
         optimiser.zero_grad()
@@ -179,6 +187,20 @@ def _fit_confidence(answer: Answer, data: tuple[Tensor, ...], held: tuple[Tensor
         if found < best:
             best, best_weights = found, _copied(answer.valid)
     answer.valid.load_state_dict(best_weights)
+
+
+def _evidence(answer: Answer, summaries: Summaries, where: torch.device) -> tuple[Tensor, Tensor]:
+    """What the confidence is learned from, (n, e), and whether each deserves it, (n,).
+
+    Recordings of an emitter that was always on have no windows without: then the same with nothing to hear stand for
+    them.
+    """
+    _, *inputs = (part.to(where) for part in summaries.tensors())
+    seen = answer.evidence(*inputs).detach()
+    label = torch.from_numpy(summaries.answerable.astype(np.float32)).to(where)
+    if bool((label > 0.0).all()):
+        seen, label = torch.cat([seen, answer.silence(seen)]), torch.cat([label, torch.zeros_like(label)])
+    return seen, label
 
 
 def _balanced(logit: Tensor, label: Tensor) -> Tensor:
@@ -252,28 +274,22 @@ def scaled_truth(layout: Layout, truth_m: np.ndarray) -> Tensor:
     return torch.from_numpy(((truth_m - np.array(layout.centre_m)) / layout.scale_m).astype(np.float32))
 
 
-def _on(summaries: Summaries, where: torch.device) -> tuple[Tensor, ...]:
-    label = torch.from_numpy(summaries.answerable.astype(np.float32))
-    placed = torch.from_numpy(summaries.inside.astype(np.float32))
-    truth = torch.from_numpy(np.nan_to_num(summaries.truth_m).astype(np.float32))
-    return tuple(part.to(where) for part in (*summaries.tensors(), truth, label, placed))
+def _on(summaries: Summaries, layout: Layout, where: torch.device) -> tuple[Tensor, ...]:
+    return tuple(part.to(where) for part in (*summaries.tensors(), scaled_truth(layout, summaries.truth_m)))
 
 
-def _loss(answer: Answer, batch: tuple[Tensor, ...], layout: Layout) -> tuple[Tensor, Tensor]:
+def _loss(answer: Answer, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Mean negative log-likelihood of the places, and how far off each is, (n, 2)."""
-    *inputs, truth, _, placed = batch
+    *inputs, truth = batch
     position, covariance, _ = answer(*inputs)
-    where = (truth - truth.new_tensor(layout.centre_m)) / layout.scale_m
-    nll = gaussian_nll(position, covariance, where).clamp_max(NLL_LIMIT) * placed
-    return nll.sum() / placed.sum().clamp_min(1.0), (position - where).detach()
+    return gaussian_nll(position, covariance, truth).clamp_max(NLL_LIMIT).mean(), (position - truth).detach()
 
 
 def _validate(answer: Answer, data: tuple[Tensor, ...], layout: Layout) -> tuple[float, float]:
     answer.eval()
     with torch.no_grad():
-        nll, offset = _loss(answer, data, layout)
-    placed = data[-1] > 0.0
-    return float(nll), float(torch.linalg.vector_norm(offset[placed], dim=1).median()) * layout.scale_m
+        nll, offset = _loss(answer, data)
+    return float(nll), float(torch.linalg.vector_norm(offset, dim=1).median()) * layout.scale_m
 
 
 def _best_number(history: list[Epoch]) -> int:

@@ -37,7 +37,9 @@ LEVEL_SCALE_DB = 20.0
 HEARD_DB = -10.0
 """SNR from which a receiver hears an emitter."""
 BELIEVED = 0.75
-"""Height of a correlation peak, in the units of the profile, from which its lag is a delay."""
+"""Height of a correlation peak, in the units of the profile, from which its lag is a delay;"""
+NOISE_HEIGHT = 0.5
+"""of what stands highest in noise, about."""
 PEAK = 0.6
 """Part of a correlation peak's height above which lags belong to it."""
 LEAST_WEIGHT = 1e-4
@@ -184,9 +186,7 @@ class Summary(nn.Module):
             background = torch.topk(average, quarter, dim=2, largest=False).values[..., -1:]
             scatter = torch.topk(variance, quarter, dim=2, largest=False).values[..., -1:].clamp_min(0.0).sqrt()
             white = 1.0 / layout.n_core if layout.squared else layout.n_core**-0.5
-            deviation = (
-                (1.1 * scatter).clamp_min(0.3 * white) / math.sqrt(1.0) / torch.sqrt(torch.ones_like(scatter) * frames)
-            )
+            deviation = (1.1 * scatter).clamp_min(0.3 * white) / torch.sqrt(torch.ones_like(scatter) * frames)
             profile = torch.asinh((average - background) / deviation / 4.0) / 2.0
             if not layout.has_level:
                 alive = (power.amax(dim=(2, 3)) > 0.0).float()
@@ -407,9 +407,9 @@ class Answer(nn.Module):
         determinant = (xx * yy - xy * xy).clamp_min(1e-12)
         position = start + torch.cat([yy * pull_x - xy * pull_y, xx * pull_y - xy * pull_x], dim=1) / determinant
         covariance = torch.cat([yy, -xy, xx], dim=1) / determinant
-        return position, covariance, self.valid(self.evidence(spectrum, level, profile, present, fix))
+        return position, covariance, self.valid(self.evidence(level, profile, present, fix))
 
-    def evidence(self, spectrum: Tensor, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor) -> Tensor:
+    def evidence(self, level: Tensor, profile: Tensor, present: Tensor, fix: Tensor) -> Tensor:
         """What the confidence rests on, (batch, n): how large the first stage's ellipse is and how sure of itself, and
         the strongest and the mean level and correlation peak, and how many stand out. Not the place, for it is learned
         from few; nothing of the network's trunk, whose jitter would hide weak emitters."""
@@ -424,6 +424,16 @@ class Answer(nn.Module):
             clear = torch.sigmoid((height - BELIEVED) * 8.0)
             parts += [height.amax(dim=1, keepdim=True), height.mean(dim=1, keepdim=True), clear.mean(1, keepdim=True)]
         return torch.cat(parts, dim=1)
+
+    def silence(self, evidence: Tensor) -> Tensor:
+        """The same with nothing to hear: a first stage that is sure of nothing, levels of noise alone, no peak."""
+        row = [-1.0]
+        if self.layout.has_level:
+            floor = DB * math.log(NOISE_KNOWN_FLOOR) / LEVEL_SCALE_DB
+            row += [floor, floor, 0.0]
+        if self.layout.pairs:
+            row += [NOISE_HEIGHT, NOISE_HEIGHT, 0.0]
+        return torch.cat([evidence[:, :2], evidence.new_tensor([row]).expand(len(evidence), -1)], dim=1)
 
 
 class Ensemble(nn.Module):

@@ -35,6 +35,9 @@ BEYOND, COARSER = 2.0, 2
 """Half sizes of the area that its surroundings reach to, and how much farther apart their places lie."""
 FREEDOM = 4.0
 """Degrees of freedom of Student's t."""
+LEAST_ODDS = -12.0
+"""Logarithm of the odds that an emitter is in the area: 0 is left to windows in which nothing is heard, and runtimes
+round what is smaller differently."""
 LEAST_DISTANCE_M = 20.0
 FEWEST = 30
 """Places in which a receiver or pair must have been met for a map of its own; fewer leave it geometry."""
@@ -109,7 +112,8 @@ class RadioMap(nn.Module):
         _, straight = self._against(value, known, self.straight_mean, self.straight_variance)
         own = likelihood[:, : self.inside]
         elsewhere = torch.cat([likelihood[:, self.inside :], straight], dim=1) + self.log_prior
-        here = torch.sigmoid(torch.logsumexp(own, dim=1) - torch.logsumexp(elsewhere, dim=1))[:, None]
+        odds = torch.logsumexp(own, dim=1) - torch.logsumexp(elsewhere, dim=1)
+        here = torch.sigmoid(odds.clamp_min(LEAST_ODDS))[:, None]
         share = torch.softmax(own, dim=1)
         middle = torch.matmul(share, self.place)
         offset = self.place - middle[:, None]

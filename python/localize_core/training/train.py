@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from localize_core.errors import ModelError
+from localize_core.errors import ConfigError, ModelError
 from localize_core.evaluation.evaluate import MODEL, evaluate
 from localize_core.evaluation.metrics import plain
 from localize_core.model.compiled.compile import compile_model, save_model
@@ -102,6 +102,7 @@ def train(
         fit=asdict(config),
         first_stage="radio map" if data.has_map else None if prior is None else "compiled",
         networks=FOLDS if data.has_map else 1,
+        share_of_networks=network.answer.share if isinstance(network.answer, Stacked) else None,
         calibration={"windows": calibration.windows, "containment": calibration.containment},
     )
     contract = source.contract.model_copy(update={"name": name, "model_version": version, "provenance": told})
@@ -152,16 +153,18 @@ def _learn_site(
     """
     known = Summaries.concatenate([summaries[part] for part in MEMORY])
     fold = folds_of(known.group, FOLDS, seed=config.seed)
+    if set(fold[known.inside]) != set(range(FOLDS)):
+        raise ConfigError(f"one of {FOLDS} shares of the blocks has no window with an emitter in the area; record more")
     radio_map = fit_radio_map(layout, known, seed=config.seed)
     known, radio_map.sharpness = cross_fitted(layout, known, fold, seed=config.seed)
     answer, said, history = fit_folds(layout, known, fold, config, folder=work, resume=resume, on_epoch=on_epoch)
-    share = _share(layout, said, known)
+    share = share_of_networks(layout, said, known)
     position, covariance = mixture(layout, said[0], said[1], torch.from_numpy(known.fix), share)
     calibration = calibrate(layout, (position, covariance, said[2]), known)
     return Calibrated(layout, Stacked(layout, answer, share), radio_map), history, calibration
 
 
-def _share(layout: Layout, said: tuple[Tensor, Tensor, Tensor], summaries: Summaries) -> float:
+def share_of_networks(layout: Layout, said: tuple[Tensor, Tensor, Tensor], summaries: Summaries) -> float:
     """The weight of what networks said beside the map's fixes under which the truth is likeliest, the ellipses' common
     scale left free."""
     inside = torch.from_numpy(summaries.inside)

@@ -17,7 +17,7 @@ from localize_core.model.contract import Contract, Receiver
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.station.config import Station, parse_station
-from localize_core.station.plan import Plan, fit_station, plan_station
+from localize_core.station.plan import CLOCK_SIGMA_NS, Plan, fit_station, plan_station
 
 TRIANGLE = ((47.3496, 8.4914), (47.3987, 8.5175), (47.3845, 8.5713))
 
@@ -508,6 +508,7 @@ def test_clocks_of_a_scene_are_as_uncertain_as_it_says():
         np.array(plan_station(station_of(more=more)).spec.timing.receiver_sigma_m) / SPEED_OF_LIGHT_MPS * 1e9
         for more in ("", "clock_offset_ns = 30.0\ntiming_jitter_ns = 40.0")
     )
+    assert exact == pytest.approx(CLOCK_SIGMA_NS["scene"])  # nothing resamples its streams
     assert np.sqrt(off**2 - exact**2) == pytest.approx(50.0)
 
 

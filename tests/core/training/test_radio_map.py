@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnxruntime
 import pytest
 from localize_core.dataset.windows import Label
 from scipy.spatial.distance import cdist
@@ -18,6 +19,7 @@ from localize_core.training.fit import FitConfig, fit_folds, folds_of, predict  
 from localize_core.training.network import LEVEL_SCALE_DB, Answer, Calibrated, Ensemble, Layout, mixture  # noqa: E402
 from localize_core.training.radio_map import FREEDOM, RadioMap, cross_fitted, fit_radio_map, map_fixes  # noqa: E402
 from localize_core.training.summaries import Summaries  # noqa: E402
+from localize_core.training.train import share_of_networks  # noqa: E402
 
 RECEIVERS = ((-400.0, -400.0, 20.0), (400.0, -400.0, 20.0), (400.0, 400.0, 20.0), (-400.0, 400.0, 20.0))
 LAYOUT = Layout(
@@ -160,6 +162,37 @@ def test_an_emitter_beyond_the_area_is_no_fit():
     fits = map_fixes(radio_map, new).fix[:, 5]
     gone = map_fixes(radio_map, site(200, seed=3, shadowed=False, beyond=True)).fix[:, 5]
     assert np.quantile(fits, 0.1) > 10.0 * np.quantile(gone, 0.9)
+
+
+def test_the_file_says_zero_where_the_network_does(tmp_path):
+    """Runtimes round small numbers differently: an emitter far outside is not silence, in neither."""
+    radio_map = fit_radio_map(LAYOUT, site(300, shadowed=False), seed=1)
+    radio_map.sharpness = 3.0
+    some = Summaries.concatenate([site(50, seed=2, shadowed=False), site(50, seed=3, shadowed=False, beyond=True)])
+    _, level, profile, present, _ = some.tensors()
+    file = tmp_path / "map.onnx"
+    torch.onnx.export(radio_map, (level, profile, present), file, dynamo=True, external_data=False, verbose=False)
+    session = onnxruntime.InferenceSession(file)
+    names = [each.name for each in session.get_inputs()]
+    given = dict(zip(("level", "profile", "present"), (level, profile, present), strict=True))
+    (fix,) = session.run(None, {name: given[name].numpy() for name in names})
+    own = map_fixes(radio_map, some).fix
+    assert (fix[:, 5] > 0.0).all()
+    assert (own[:, 5] > 0.0).all()
+    np.testing.assert_allclose(fix[:, 5], own[:, 5], rtol=0.02)
+
+
+def test_networks_weigh_as_much_as_they_deserve():
+    """Both right about themselves and as good: half; a network that knows nothing: nothing."""
+    rng = np.random.default_rng(1)
+    known = site(3000)
+    sigma_m, truth = 20.0, known.truth_m
+    fix = np.column_stack([truth + rng.normal(0.0, sigma_m, truth.shape), np.full((3000, 2), sigma_m), np.zeros(3000)])
+    known = dataclasses.replace(known, fix=np.column_stack([fix, np.ones(3000)]).astype(np.float32))
+    for error_m, low, high in ((sigma_m, 0.3, 0.7), (20.0 * sigma_m, 0.0, 0.1)):
+        place = torch.from_numpy((truth + rng.normal(0.0, error_m, truth.shape)) / LAYOUT.scale_m).float()
+        spread = torch.tensor([[1.0, 0.0, 1.0]]).expand(3000, -1) * (error_m / LAYOUT.scale_m) ** 2
+        assert low <= share_of_networks(LAYOUT, (place, spread, place), known) <= high
 
 
 def test_a_window_in_which_nobody_hears_anything_deserves_no_confidence():

@@ -275,14 +275,36 @@ def test_calibrated_ellipse_of_95_percent_holds_as_much_where_tails_are_heavy():
     assert found.containment["39.35"] > 0.45
 
 
-def test_confidence_tells_windows_without_emitter_however_few_they_are():
-    few = summaries(1200, 8)
-    few = few.select((few.label == Label.INSIDE) | (np.arange(1200) % 5 == 0))
-    answer, _ = fit(LAYOUT, few, summaries(300, 9), dataclasses.replace(SMALL, epochs=1))
+def unclear(some: Summaries, seed: int) -> Summaries:
+    """The same with a first stage that knows nothing, and levels and peaks in which emitters are often mistaken."""
+    rng = np.random.default_rng(seed)
+    shift = 0.6 * (some.label == Label.INSIDE)[:, None, None]
+    level = rng.normal(size=(len(some), 1, 1)) + shift + np.zeros((1, RECEIVERS, 2))
+    fix = np.tile(np.array([[0.0, 0.0, 100.0, 100.0, 0.0, 0.5]], np.float32), (len(some), 1))
+    return dataclasses.replace(some, level=level.astype(np.float32), profile=some.profile * 0.0, fix=fix)
+
+
+def test_confidence_errs_as_often_either_way_however_rare_windows_without_emitter_are():
+    many = summaries(6000, 8)
+    few = many.select((many.label == Label.INSIDE) | (np.arange(6000) % 4 == 0))
+    answer, _ = fit(LAYOUT, unclear(few, 1), unclear(summaries(2000, 9), 2), dataclasses.replace(SMALL, epochs=1))
+    new = unclear(summaries(6000, 10), 3)
+    yes = predict(answer, new)[2][:, 0].numpy() > 0.0
+    missed, false = np.mean(~yes[new.label == Label.INSIDE]), np.mean(yes[new.label == Label.NONE])
+    assert 0.25 < missed < 0.5
+    assert missed == pytest.approx(false, abs=0.08)
+
+
+def test_an_emitter_that_was_always_on_teaches_what_silence_is_not():
+    on = summaries(600, 8)
+    on = on.select(on.label == Label.INSIDE)
+    answer, _ = fit(LAYOUT, on.select(np.arange(len(on)) > 99), on.select(np.arange(100)), SMALL)
     new = summaries(500, 10)
-    certain = torch.sigmoid(predict(answer, new)[2][:, 0]).numpy()
-    assert certain[new.label == Label.INSIDE].min() > 0.9
-    assert certain[new.label == Label.NONE].max() < 0.1
+    silent = new.label == Label.NONE
+    level = np.where(silent[:, None, None], -0.85, new.level).astype(np.float32)
+    certain = torch.sigmoid(predict(answer, dataclasses.replace(new, level=level))[2][:, 0]).numpy()
+    assert certain[~silent].min() > 0.9
+    assert certain[silent].max() < 0.1
 
 
 def test_jitter_is_for_training_alone_and_leaves_the_missing_alone():
@@ -299,6 +321,33 @@ def test_jitter_is_for_training_alone_and_leaves_the_missing_alone():
     assert not other[:, 3].any()
     assert not other[..., 1].any()
     assert not rough[:, -1].any()
+
+
+def test_calibration_refuses_what_no_scale_can_mend():
+    """Half of the fixes are perfect and the others are anywhere."""
+    made = network()
+    with torch.no_grad():
+        made.answer.site.trust[-1].weight.zero_()
+        made.answer.site.trust[-1].bias.zero_()
+        made.answer.site.place[-1].bias[2:4] = -4.0
+    some = summaries(1000, 7)
+    lucky = np.random.default_rng(1).uniform(size=1000) < 0.7
+    near = np.where(lucky[:, None] & np.isfinite(some.truth_m), some.truth_m, some.fix[:, :2] + 800.0)
+    held = dataclasses.replace(some, fix=np.column_stack([near, some.fix[:, 2:]]).astype(np.float32))
+    with pytest.raises(ModelError, match="no scale makes the ellipses hold what they say"):
+        calibrate(LAYOUT, predict(made.answer, held), held)
+
+
+def test_confidence_is_calibrated_as_if_both_kinds_were_as_frequent():
+    """A logit that is right for half and half stays, though one kind is five times as frequent."""
+    rng = np.random.default_rng(1)
+    some = summaries(20_000, 7)
+    inside = some.label == Label.INSIDE
+    logit = torch.from_numpy(rng.normal(np.where(inside, 1.0, -1.0), np.sqrt(2.0))[:, None])  # log odds of itself
+    position, spread, _ = predict(network().answer, some)
+    slope, offset = calibrate(LAYOUT, (position, spread * 1e3, logit), some).confidence
+    assert slope == pytest.approx(1.0, abs=0.05)
+    assert offset == pytest.approx(0.0, abs=0.06)
 
 
 def test_calibration_wants_windows():
