@@ -101,11 +101,23 @@ def _open(
     type=click.Choice(["place", "time", "row"]),
     help="How a channel data set is split: by blocks of place where it has delays, else of time; row flatters.",
 )
-@click.option("--block-m", type=click.FloatRange(min=0, min_open=True), help="Size of blocks of place.")
+@click.option(
+    "--block-m",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Size of blocks of place; by default a tenth of the map.",
+)
 @click.option("--blocks", type=click.IntRange(min=4), default=20, show_default=True, help="Stretches of time.")
-@click.option("--sample-rate", "rate_hz", type=click.FloatRange(min=0, min_open=True), help="For a channel data set.")
+@click.option(
+    "--sample-rate", "rate_hz", type=click.FloatRange(min=0, min_open=True), help="For a channel data set, Hz."
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=_DEFAULTS.epochs, show_default=True)
-@click.option("--patience", type=click.IntRange(min=1), default=_DEFAULTS.patience, show_default=True)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.patience,
+    show_default=True,
+    help="Epochs without a better one that end it.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Of everything random.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training with the same options ended.")
 @click.option("--json", "as_json", is_flag=True, help="Print what came out as one JSON object, and nothing else.")
@@ -135,6 +147,8 @@ def command(
 
     Interrupted, it leaves a folder OUTPUT.train, from which --resume goes on.
     """
+    if not name:
+        raise click.UsageError("--name: must not be empty")
     if not output.resolve().parent.is_dir():
         raise click.UsageError(f"{output}: the folder does not exist")
     config = FitConfig(epochs=epochs, patience=patience, seed=seed)
@@ -178,11 +192,16 @@ def command(
                 f"validation {epoch.validation_loss:.3f}, "
                 f"median error {epoch.validation_median_m:.0f} m{', best so far' if epoch.is_best else ''}",
                 highlight=False,
+                soft_wrap=True,
             )
 
-        trained = train(
-            data, output, name=name, version=version, config=config, resume=resume, step=step, on_epoch=on_epoch
-        )
+        try:
+            trained = train(
+                data, output, name=name, version=version, config=config, resume=resume, step=step, on_epoch=on_epoch
+            )
+        except KeyboardInterrupt:
+            screen.print(f"interrupted; the same command with --resume goes on from {output}.train", soft_wrap=True)
+            raise
     if as_json:
         click.echo(
             json.dumps(

@@ -1,5 +1,8 @@
 """The project's errors. Errors of other libraries are turned into one of these at the edge where they arise."""
 
+import shlex
+import sys
+
 
 class LocalizeError(Exception):
     """Base of every error raised on purpose by this project."""
@@ -29,4 +32,5 @@ class MissingExtraError(ConfigError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an optional package: pip install 'gr-localize[{extra}]'")
+        pip = f"{shlex.quote(sys.executable)} -m pip"  # of this environment, which need not be the shell's
+        super().__init__(f"{feature} needs an optional package: {pip} install 'gr-localize[{extra}]'")

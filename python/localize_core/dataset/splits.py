@@ -96,6 +96,8 @@ def split_rows(
     count = len(places_m)
     if kind == "place":
         size_m = block_m or float(np.ptp(places_m, axis=0).max()) / 10.0
+        if size_m == 0.0:
+            raise ConfigError("places: all are the same one, which cannot be split")
         group = place_blocks(places_m, size_m)
         told = f"by place: {group.max() + 1} blocks of {size_m:.0f} m"
     elif kind == "time":

@@ -20,6 +20,8 @@ from localize_core.training.summaries import Summaries
 GRADIENT_LIMIT = 1.0
 CONFIDENCE_STEPS, CONFIDENCE_RATE, CONFIDENCE_DECAY = 1000, 1e-2, 0.05
 """The confidence's: steps over all windows, learning rate and weight decay."""
+CONFIDENCE_LOOKS = 10
+"""Steps from one look at the windows that stop it to the next."""
 NLL_LIMIT = 30.0
 """A single window counts no more than this: an impossible one must not undo what the others teach."""
 
@@ -177,11 +179,13 @@ def _fit_confidence(answer: Answer, train: Summaries, validation: Summaries, whe
     optimiser = torch.optim.AdamW(answer.valid.parameters(), CONFIDENCE_RATE, weight_decay=CONFIDENCE_DECAY)
     seen, label = _evidence(answer, train, where)
     held_seen, held_label = _evidence(answer, validation, where)
-    for _ in range(CONFIDENCE_STEPS):
+    for step in range(CONFIDENCE_STEPS):
         loss = _balanced(answer.valid(seen), label)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
+        if step % CONFIDENCE_LOOKS:
+            continue
         with torch.no_grad():
             found = float(_balanced(answer.valid(held_seen), held_label))
         if found < best:

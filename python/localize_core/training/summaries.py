@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -154,8 +157,27 @@ def summarise(
     # Not forked: a process that has run PyTorch or ONNX Runtime holds threads that a fork would lose.
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(source, layout, prior)) as pool:
-        for part in pool.map(_do, pieces):
-            done.append(part)
-            if progress is not None:
-                progress(len(part))
+        with _uninterrupted():  # a Ctrl-C reaches the whole group; workers leave it to this process
+            parts = pool.map(_do, pieces)
+        try:
+            for part in parts:
+                done.append(part)
+                if progress is not None:
+                    progress(len(part))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return Summaries.concatenate(done)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes started within ignore SIGINT from their first moment on, which they inherit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

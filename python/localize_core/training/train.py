@@ -20,7 +20,7 @@ from localize_core.evaluation.metrics import plain
 from localize_core.model.compiled.compile import compile_model, save_model
 from localize_core.model.contract import Contract
 from localize_core.model.onnx_model import OnnxModel
-from localize_core.training.calibrate import Calibration, apply, calibrate
+from localize_core.training.calibrate import Calibration, apply, calibrate, check_enough
 from localize_core.training.data import TrainingData
 from localize_core.training.export import Parity, export, provenance
 from localize_core.training.fit import Epoch, FitConfig, OnEpoch, fit, fit_folds, folds_of, predict, scaled_truth
@@ -68,9 +68,14 @@ def train(
     config = config or FitConfig()
     step = step or (lambda text, total: nullcontext(lambda count: None))
     work = output.with_name(output.name + ".train")
+    if work.exists() and not (work / "data").is_file():
+        raise ConfigError(f"{work}: is in the way, and no training's; remove it or choose another output")
     if not resume and work.exists():
         shutil.rmtree(work)
-    work.mkdir(exist_ok=True)
+    try:
+        work.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be written: {error.strerror}") from error
     _check_same(work / "data", data)
 
     source = data.parts["train"]
@@ -89,6 +94,8 @@ def train(
         with step(f"windows for {part}", len(data.parts[part])) as advance:
             summaries[part] = summarise(data.parts[part], layout, first, workers=workers, progress=advance)
         _keep(summaries[part], kept)
+    judged = summaries.values() if data.has_map else [summaries["calibration"]]
+    check_enough(sum(int(part.inside.sum()) for part in judged))
     learn = _learn_site if data.has_map else _learn
     network, history, calibration = learn(layout, summaries, config, work, resume=resume, on_epoch=on_epoch)
     apply(calibration, network)

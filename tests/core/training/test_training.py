@@ -324,16 +324,16 @@ def test_jitter_is_for_training_alone_and_leaves_the_missing_alone():
 
 
 def test_calibration_refuses_what_no_scale_can_mend():
-    """Half of the fixes are perfect and the others are anywhere."""
+    """All fixes equally far off: the ellipse that holds 95 % leaves nothing to smaller ones."""
     made = network()
     with torch.no_grad():
         made.answer.site.trust[-1].weight.zero_()
         made.answer.site.trust[-1].bias.zero_()
         made.answer.site.place[-1].bias[2:4] = -4.0
     some = summaries(1000, 7)
-    lucky = np.random.default_rng(1).uniform(size=1000) < 0.7
-    near = np.where(lucky[:, None] & np.isfinite(some.truth_m), some.truth_m, some.fix[:, :2] + 800.0)
-    held = dataclasses.replace(some, fix=np.column_stack([near, some.fix[:, 2:]]).astype(np.float32))
+    circle = np.tile(np.array([20.0, 20.0, 0.0, 1.0]), (1000, 1))
+    beside = np.where(np.isfinite(some.truth_m), some.truth_m, 0.0) + np.array([100.0, 0.0])
+    held = dataclasses.replace(some, fix=np.column_stack([beside, circle]).astype(np.float32))
     with pytest.raises(ModelError, match="no scale makes the ellipses hold what they say"):
         calibrate(LAYOUT, predict(made.answer, held), held)
 
