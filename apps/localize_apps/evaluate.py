@@ -19,6 +19,7 @@ from localize_core.evaluation.evaluate import Evaluation, evaluate, usual_baseli
 from localize_core.evaluation.report import require_report, write_report
 from localize_core.evaluation.summary import Table, breakdowns, comparison, title_of
 from localize_core.model.contract import Contract
+from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.store import compiled_model_path
 from localize_core.types.fix import Position
@@ -204,6 +205,7 @@ def command(
         require_report()
     try:
         model = OnnxModel(model_file, threads=_threads())
+        check_golden(model)
         data = open_windows(
             model.contract,
             channels=channels,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from localize_core.dataset.drawn import WAVEFORMS, Draws
 from localize_core.errors import ConfigError, MissingExtraError, SourceError
 from localize_core.types.fix import Position
@@ -54,8 +55,11 @@ def _open(
         ("--truth", truth, recordings),
         ("--split", split, channels),
         ("--block-m", block_m, channels),
+        ("--blocks", _is_given("blocks"), channels),
+        ("--repeats", _is_given("repeats"), channels),
         ("--sample-rate", rate_hz, channels),
         ("--snr", snr_db, scene),
+        ("--windows", _is_given("windows"), scene),
     ):
         if used and belongs is None:
             raise click.UsageError(f"{option} means nothing with {given[0]}")
@@ -76,6 +80,11 @@ def _open(
     if not truth:
         raise click.UsageError("--recordings needs --truth")
     return recording_data(recordings, truth, seed=seed)
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option with a default stands on the command line."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 @click.command("train")

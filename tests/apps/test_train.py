@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -112,7 +117,10 @@ def test_what_differs_from_its_network_is_not_written_and_resumed_it_is_as_if_ne
         (["--scene", "STATION", "--channels", "STATION"], "given: --scene --channels"),
         (["--scene", "STATION", "--truth", "47,8"], "--truth means nothing with --scene"),
         (["--scene", "STATION", "--split", "place"], "--split means nothing with --scene"),
+        (["--scene", "STATION", "--repeats", "8"], "--repeats means nothing with --scene"),
+        (["--channels", "STATION", "--windows", "8000"], "--windows means nothing with --channels"),
         (["--channels", "STATION"], "small.toml: "),
+        (["--scene", "STATION", "--name", ""], "--name: must not be empty"),
         (["--scene", "STATION", "--seed", "100001"], "seed=100001: must lie between 0 and 100000"),
         (["--recordings", "STATION"], "--recordings needs --truth"),
         (["--recordings", "FOLDER", "--truth", "47,8"], "no station file (*.toml) in this folder"),
@@ -162,6 +170,37 @@ def site(tmp_path_factory) -> Path:
         origin_wgs84=np.array([48.0, 11.0, 500.0]),
     )
     return path
+
+
+def test_blocks_of_place_are_for_a_split_by_place(site: Path, tmp_path: Path, capsys):
+    given = ["train", "--channels", str(site), "--split", "time", "--block-m", "100", "-o", str(tmp_path / "m.onnx")]
+    assert main(given) == 2
+    assert "block_m=100: is for a split by place, and this one is by time" in capsys.readouterr().err
+
+
+def test_what_is_in_the_way_of_its_folder_stays(station: Path, tmp_path: Path, capsys):
+    (tmp_path / "m.onnx.train").mkdir()
+    (tmp_path / "m.onnx.train" / "diary.txt").write_text("mine")
+    assert main(["train", "--scene", str(station), "--windows", "200", "-o", str(tmp_path / "m.onnx")]) == 2
+    assert "is in the way" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx.train" / "diary.txt").exists()
+
+
+def test_interrupted_it_says_how_to_go_on(station: Path, tmp_path: Path):
+    output = tmp_path / "m.onnx"
+    command = [sys.executable, "-m", "localize_apps.main", "train", "--scene", str(station), "-o", str(output)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (tmp_path / "m.onnx.train" / "data").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers that are just starting get it, too
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert f"with --resume goes on from {output}.train" in said
+    assert "Traceback" not in said
 
 
 def test_a_site_is_learned_from_its_channels(site: Path, tmp_path: Path, capsys):

@@ -98,6 +98,8 @@ def channel_data(
     channels = load_channels(path)
     station = channel_station(channels, name=path.stem, sample_rate_hz=sample_rate_hz, rows=rows)
     kind = kind or ("place" if channels.has_delays else "time")
+    if block_m is not None and kind != "place":
+        raise ConfigError(f"block_m={block_m:g}: is for a split by place, and this one is by {kind}")
     split = split_rows(channels.transmitters_enu_m[:, :2], kind, seed=seed, block_m=block_m, blocks=blocks)
     draws = draws or Draws()
     parts: dict[str, WindowSource] = {
