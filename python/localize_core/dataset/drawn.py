@@ -34,6 +34,7 @@ NOISE_DBFS = -60.0
 """Receiver noise where nobody says otherwise: well inside the range of single precision and of converters."""
 LEVEL_ONLY_RATE_HZ, RATE_HZ = 200e3, 10e6
 """Sample rates for channel data sets without and with delays, where nobody says otherwise."""
+LEAST_RATE_HZ = 1e3
 FRAMES = 24
 """In a window of a channel data set."""
 
@@ -393,8 +394,8 @@ def channel_station(
     """
     both = channels.has_delays and len(channels.receivers) > 1
     rate_hz = (RATE_HZ if both else LEVEL_ONLY_RATE_HZ) if sample_rate_hz is None else sample_rate_hz
-    if not rate_hz > 0.0:
-        raise ConfigError(f"sample_rate_hz={rate_hz}: must be above 0")
+    if not LEAST_RATE_HZ <= rate_hz < math.inf:
+        raise ConfigError(f"sample_rate_hz={rate_hz:g}: must be {LEAST_RATE_HZ:g} or more")
     latitude, longitude, altitude_m = channels.transmitters_wgs84
     margin = 0.03 * max(float(np.ptp(latitude)), float(np.ptp(longitude)), 1e-5)
     # A single receiver's windows have the plain form, in which most models of one spectrogram come.
