@@ -551,7 +551,10 @@ def test_draws_that_make_no_sense(changes, message):
         ),
         (lambda: channel_windows(channels(), rows=np.array([], int)), r"rows=\(\): a split of the data set is empty"),
         (lambda: channel_windows(channels(), repeats=0), "windows=0"),
-        (lambda: channel_station(channels(), name="site", sample_rate_hz=0.0), "sample_rate_hz=0: must be 1000 or more"),
+        (
+            lambda: channel_station(channels(), name="site", sample_rate_hz=0.0),
+            "sample_rate_hz=0: must be 1000 or more",
+        ),
         (lambda: channel_station(channels(), name="site", sample_rate_hz=1e11), r"^site: station\.sample_rate_hz: "),
         (lambda: channel_station(channels(), name="site", rows=4), r"^site: features\.rows: "),
         (
