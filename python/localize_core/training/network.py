@@ -7,8 +7,7 @@ what it found; a head puts the receivers together. What is missing is masked out
 first stage, the compiled model or a map of the site: the head states its own normal distribution of the place and how
 much of that fix's precision to believe, and the answer is the product of both, as of independent measurements. The
 confidence is a small network of its own. `Ensemble` is several of them, `Stacked` puts the first stage beside them once
-more; `Calibrated` scales the ellipse and the confidence as a calibration on other windows
-found right.
+more; `Calibrated` scales the ellipse and the confidence as a calibration on other windows found right.
 
 Sources: Lakshminarayanan et al. 2017 (a network trained to state its own variance); Guo et al. 2017 (calibration of the
 confidence as a step of its own).

@@ -33,6 +33,7 @@ Step = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 MEMORY = ("train", "validation", "calibration")
 SHARES = tuple(k / 10 for k in range(11))
+"""Weights of a site's networks beside its map that are tried."""
 FOLDS = 6
 """Networks that a site's model is made of; each has one fold to be judged by and one to stop by."""
 
