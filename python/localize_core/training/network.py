@@ -365,9 +365,14 @@ def prior_features(layout: Layout, fix: Tensor) -> Tensor:
 
 def prior_precision(layout: Layout, fix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Elements xx, xy, yy of a compiled fix's precision, in half sizes of the area: (batch, 1) each."""
-    theta = torch.deg2rad(fix[:, 4:5])
-    cos, sin = torch.cos(theta), torch.sin(theta)
     along, across = ((layout.scale_m / fix[:, k : k + 1].clamp_min(1e-6 * layout.scale_m)) ** 2 for k in (2, 3))
+    return _turned(along, across, fix[:, 4:5])
+
+
+def _turned(along: Tensor, across: Tensor, theta_deg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Elements xx, xy, yy of a matrix with these eigenvalues, the first one's direction `theta_deg` from east."""
+    theta = torch.deg2rad(theta_deg)
+    cos, sin = torch.cos(theta), torch.sin(theta)
     return along * cos * cos + across * sin * sin, (along - across) * cos * sin, along * sin * sin + across * cos * cos
 
 
@@ -481,13 +486,8 @@ def mixture(layout: Layout, position: Tensor, covariance: Tensor, fix: Tensor, s
     start = (fix[:, :2] - fix.new_tensor(layout.centre_m)) / layout.scale_m
     step = position - start
     e, n = step[:, 0], step[:, 1]
-    theta = torch.deg2rad(fix[:, 4])
-    cos, sin = torch.cos(theta), torch.sin(theta)
     along, across = (torch.square(fix[:, k] / layout.scale_m) for k in (2, 3))
-    own = torch.stack(
-        [along * cos * cos + across * sin * sin, (along - across) * cos * sin, along * sin * sin + across * cos * cos],
-        dim=1,
-    )
+    own = torch.stack(_turned(along, across, fix[:, 4]), dim=1)
     apart = torch.stack([e * e, e * n, n * n], dim=1)
     return start + share * step, share * covariance + (1.0 - share) * own + share * (1.0 - share) * apart
 

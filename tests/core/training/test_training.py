@@ -79,6 +79,16 @@ def network(seed: int = 1) -> Calibrated:
     return Calibrated(LAYOUT, Answer(LAYOUT, hidden=16)).eval()
 
 
+def believing() -> Calibrated:
+    """A network that believes the compiled fix as it stands, and it alone."""
+    made = network()
+    with torch.no_grad():
+        made.answer.site.trust[-1].weight.zero_()
+        made.answer.site.trust[-1].bias.zero_()
+        made.answer.site.place[-1].bias[2:4] = -4.0
+    return made
+
+
 def covariance(sigma_x, sigma_y, theta):
     angle = np.radians(theta)
     axes = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -238,11 +248,7 @@ def test_options_have_bounds(field, low, high):
 
 def test_calibration_mends_ellipses_that_are_too_small():
     """Fixes three times as far off as they say: on new windows the ellipses hold their shares again."""
-    made = network()
-    with torch.no_grad():  # the compiled fix alone, believed as it stands
-        made.answer.site.trust[-1].weight.zero_()
-        made.answer.site.trust[-1].bias.zero_()
-        made.answer.site.place[-1].bias[2:4] = -4.0
+    made = believing()
     held = summaries(3000, 5, understated=3.0)
     found = calibrate(LAYOUT, predict(made.answer, held), held)
     apply(found, made)
@@ -260,11 +266,7 @@ def test_calibration_mends_ellipses_that_are_too_small():
 
 def test_calibrated_ellipse_of_95_percent_holds_as_much_where_tails_are_heavy():
     """A tenth of the fixes far off: smaller ellipses then hold more than they say, and this one what it says."""
-    made = network()
-    with torch.no_grad():
-        made.answer.site.trust[-1].weight.zero_()
-        made.answer.site.trust[-1].bias.zero_()
-        made.answer.site.place[-1].bias[2:4] = -4.0
+    made = believing()
     some = summaries(4000, 7)
     far = np.random.default_rng(1).uniform(size=4000) < 0.1
     off = some.fix[:, :2] - some.truth_m
@@ -325,11 +327,7 @@ def test_jitter_is_for_training_alone_and_leaves_the_missing_alone():
 
 def test_calibration_refuses_what_no_scale_can_mend():
     """All fixes equally far off: the ellipse that holds 95 % leaves nothing to smaller ones."""
-    made = network()
-    with torch.no_grad():
-        made.answer.site.trust[-1].weight.zero_()
-        made.answer.site.trust[-1].bias.zero_()
-        made.answer.site.place[-1].bias[2:4] = -4.0
+    made = believing()
     some = summaries(1000, 7)
     circle = np.tile(np.array([20.0, 20.0, 0.0, 1.0]), (1000, 1))
     beside = np.where(np.isfinite(some.truth_m), some.truth_m, 0.0) + np.array([100.0, 0.0])
