@@ -28,6 +28,7 @@ REQUIRED = {
     "onnx": "1.16",
     "onnxruntime": "1.17",
     "packaging": "21",
+    "protobuf": "3.20",
     "pydantic": "2.5",
     "pyproj": "3.4",
     "pyzmq": "22",
@@ -36,10 +37,12 @@ REQUIRED = {
     "spox": "0.12",
 }
 EXTRAS = {
+    "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
     "plot": {"matplotlib": "3.5"},
     "report": {"jinja2": "3.0", "matplotlib": "3.5"},
     "sigmf": {"sigmf": "1.14"},
     "train": {"onnxscript": "0.2", "torch": "2.5"},
+    "triton": {"pybreaker": "1.2", "tritonclient": "2.40"},
 }
 PYTHON = (3, 10)
 GNURADIO = "3.10"

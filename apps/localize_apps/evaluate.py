@@ -21,6 +21,7 @@ from localize_core.evaluation.summary import Table, breakdowns, comparison, titl
 from localize_core.model.contract import Contract
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
+from localize_core.model.session import SessionSettings
 from localize_core.model.store import compiled_model_path
 from localize_core.types.fix import Position
 from rich import box
@@ -90,7 +91,7 @@ def _run(model: OnnxModel, data: Data, *, baselines: bool, steps: _Steps) -> Eva
     found: dict[str, Locator] = {}
     missing: dict[str, str] = {}
     if baselines:
-        compiled = OnnxModel(compiled_model_path(data.station), threads=_threads())
+        compiled = OnnxModel(compiled_model_path(data.station), session=SessionSettings(threads=_threads()))
         with steps.step("windows for baselines to learn", len(data.training or ())) as advance:
             found, missing = usual_baselines(
                 data.source,
@@ -204,7 +205,7 @@ def command(
     if report is not None:
         require_report()
     try:
-        model = OnnxModel(model_file, threads=_threads())
+        model = OnnxModel(model_file, session=SessionSettings(threads=_threads()))
         check_golden(model)
         data = open_windows(
             model.contract,

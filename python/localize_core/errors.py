@@ -24,6 +24,14 @@ class EngineError(LocalizeError):
     """Inference failed while running."""
 
 
+class UnavailableError(EngineError):
+    """A remote model does not answer in time, or nothing answers there."""
+
+
+class RegistryError(LocalizeError):
+    """A model registry cannot be reached, or does not have what was asked for."""
+
+
 class PublishError(LocalizeError):
     """A sink cannot be opened or has failed."""
 

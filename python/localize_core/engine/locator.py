@@ -13,8 +13,8 @@ from localize_core.engine.windows import Window, window_centre
 from localize_core.errors import ConfigError, EngineError
 from localize_core.features.quality import SampleFlag
 from localize_core.geodesy import LocalFrame
+from localize_core.model.base import Model, ModelOutput
 from localize_core.model.contract import Contract
-from localize_core.model.onnx_model import ModelOutput, OnnxModel
 from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
 
 HORIZON_M = 6_000e3
@@ -47,7 +47,7 @@ class Locator:
     Raises ConfigError unless `probability` lies between 0 and 1.
     """
 
-    def __init__(self, model: OnnxModel, *, min_confidence: float = 0.5, probability: float = 0.95) -> None:
+    def __init__(self, model: Model, *, min_confidence: float = 0.5, probability: float = 0.95) -> None:
         if not 0.0 < probability < 1.0:
             raise ConfigError(f"probability={probability}: must lie between 0 and 1")
         self.model = model

@@ -8,8 +8,8 @@ import numpy as np
 
 from localize_core.errors import EngineError, ModelError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
+from localize_core.model.base import Model, ModelOutput
 from localize_core.model.contract import Contract
-from localize_core.model.onnx_model import ModelOutput, OnnxModel
 
 TOLERANCE = 0.02
 """Largest difference of a golden answer, see `golden_difference`."""
@@ -48,7 +48,7 @@ def golden_features(contract: Contract, *, seed: int, time_steps: int) -> np.nda
     return features[None].astype(np.float32)
 
 
-def check_golden(model: OnnxModel) -> None:
+def check_golden(model: Model) -> None:
     """Run the model on its own golden vector. Raises ModelError naming what differs."""
     golden = model.contract.golden
     if golden is None:
@@ -57,11 +57,11 @@ def check_golden(model: OnnxModel) -> None:
     try:
         answer = model.run(model.contract.normalisation.apply(features[0])[None])
     except EngineError as error:
-        raise ModelError(f"{model.path}: golden vector: {error}") from error
+        raise ModelError(f"{model.label}: golden vector: {error}") from error
     difference = golden_difference(answer, golden.position, golden.uncertainty, golden.confidence)
     if not difference <= TOLERANCE:
         raise ModelError(
-            f"{model.path}: golden vector: expected position {golden.position}, uncertainty {golden.uncertainty}, "
+            f"{model.label}: golden vector: expected position {golden.position}, uncertainty {golden.uncertainty}, "
             f"confidence {golden.confidence}, the model answers {answer.position[0].tolist()}, "
             f"{answer.uncertainty[0].tolist()}, {float(answer.confidence[0, 0])}"
         )

@@ -10,9 +10,10 @@ import onnx
 import pytest
 import spox.opset.ai.onnx.v17 as op
 from localize_core.errors import EngineError, ModelError
+from localize_core.model.base import ModelOutput
 from localize_core.model.contract import METADATA_KEY, Golden
 from localize_core.model.golden import check_golden, golden_difference, golden_features
-from localize_core.model.onnx_model import ModelOutput, OnnxModel
+from localize_core.model.onnx_model import OnnxModel
 
 
 def inputs(contract, batch: int = 1, steps: int = 5) -> np.ndarray:

@@ -13,10 +13,11 @@ from localize_core.errors import ConfigError
 from localize_core.features.correlation import CrossCorrelation
 from localize_core.features.mel import MelSpectrogram
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m, surface_up_m
+from localize_core.model.base import ModelOutput
 from localize_core.model.compiled.compile import compile_model
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.golden import check_golden
-from localize_core.model.onnx_model import ModelOutput, OnnxModel
+from localize_core.model.onnx_model import OnnxModel
 from scipy.optimize import least_squares
 
 MakeSpec = Callable[..., LikelihoodSpec]
