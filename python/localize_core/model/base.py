@@ -73,3 +73,11 @@ class ModelSource(Protocol):
     def release(self, version: str) -> Release:
         """Another version of the same model. Raises ConfigError where the source has none to choose from."""
         ...
+
+    def remember(self, release: Release) -> None:
+        """This release serves now: keep it at hand for a start when the source cannot be asked."""
+        ...
+
+    def remembered(self) -> Release | None:
+        """The release that served last, found without asking the source; None where nothing has to be kept."""
+        ...

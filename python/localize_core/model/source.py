@@ -110,3 +110,9 @@ class FileSource:
 
     def release(self, version: str) -> Release:
         raise ConfigError(f"model {self._path}: a file has no versions to choose from, there is no {version}")
+
+    def remember(self, release: Release) -> None:
+        """The file itself is at hand."""
+
+    def remembered(self) -> Release | None:
+        return None
