@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -220,3 +228,90 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture(scope="session")
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """A starter of Triton servers that only this test has, without models: see benchmarks/triton_server.py."""
+    spec = importlib.util.spec_from_file_location("triton_server", ROOT / "benchmarks" / "triton_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if (why := module.missing()) is not None:
+        pytest.skip(why)
+    servers: list[Any] = []
+
+    def start() -> Any:
+        servers.append(module.TritonServer(tmp_path_factory.mktemp("triton")))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def triton_server(start_triton: Callable[[], Any]) -> Any:
+    """A Triton server that tests share: each loads models under names of its own, and leaves it running."""
+    return start_triton()
+
+
+class MlflowServer:
+    """An MLflow server on a port of its own, with its data in a folder. Killed and started again it is the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        store = f"sqlite:///{self._folder / 'mlflow.db'}"
+        address = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        data = ["--backend-store-uri", store, "--artifacts-destination", str(self._folder / "artifacts")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *address, *data],
+                cwd=self._folder,
+                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its workers end with it
+            )
+        deadline = time.monotonic() + 120.0
+        while not self._answers():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise RuntimeError((self._folder / "log").read_text())
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5.0) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server that tests share: each takes names of its own, and leaves it running."""
+    if importlib.util.find_spec("mlflow") is None or importlib.util.find_spec("flask") is None:
+        pytest.skip("no mlflow with its server here: pip install mlflow")
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()

@@ -386,8 +386,8 @@ def generated(graph: Any, folder: Path) -> ModuleType:
         ("mel_spectrogram", "log_offset", 1e-6, lambda block: block.config.log_offset),
         ("cross_correlation", "weighting", "phat", lambda block: block.config.weighting),
         ("cross_correlation", "signal", "envelope", lambda block: block.config.signal),
-        ("onnx_inference", "min_confidence", 0.9, lambda block: block._locator.min_confidence),
-        ("localizer", "min_confidence", 0.9, lambda block: block.inference._locator.min_confidence),
+        ("onnx_inference", "min_confidence", 0.9, lambda block: block.engine.min_confidence),
+        ("localizer", "min_confidence", 0.9, lambda block: block.engine.min_confidence),
     ],
 )
 def test_a_variable_changes_a_running_block(

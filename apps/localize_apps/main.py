@@ -24,6 +24,7 @@ COMMANDS = {
     "train": ("localize_apps.train", "Train a model from simulation, channel data sets or labelled recordings."),
     "evaluate": ("localize_apps.evaluate", "Hold a model against the truth, baselines and the Cramér–Rao bound."),
     "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),
+    "models": ("localize_apps.models", "Register, promote, roll back and look at models."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from gnuradio import gr
+from localize_core.engine.engine import Engine
+from localize_core.engine.settings import make_settings
 from localize_core.errors import ConfigError
-from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.store import compiled_model_path
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
@@ -52,32 +54,28 @@ class localizer(gr.hier_block2):
                 )
             name = name or station.station.name
             settings = station.model
-            if station.model.uri == "compiled":
-                plan = plan_station(station)
-                model = OnnxModel(compiled_model_path(plan.spec))
+            plan = plan_station(station) if "compiled" in (settings.uri, settings.fallback) else None
+            compiled = None if plan is None else compiled_model_path(plan.spec)
+            engine = _engine(settings, name, min_confidence, compiled=compiled)
+            if plan is not None and settings.uri == "compiled":
                 frames = plan.time_steps, plan.window_hop
             else:
-                model = OnnxModel(station.model.uri)
-                frames = fit_station(station, model.contract)
+                frames = fit_station(station, engine.contract)
             time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
         else:
-            model = OnnxModel(source)
-            settings = ModelTable() if probability is None else ModelTable.model_construct(probability=probability)
+            settings = make_settings(ModelTable, uri=source)
+            if probability is not None:
+                settings = settings.model_copy(update={"probability": probability})
+            engine = _engine(settings, name, min_confidence)
         self._station_confidence = settings.min_confidence
-        contract = model.contract
+        contract = engine.contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
             names = ", ".join(receiver.name for receiver in contract.receivers)
             raise ConfigError(f"n_receivers={n_receivers}: the model {contract.name} wants {wanted} ({names})")
 
         self.inference = onnx_inference(
-            model,
-            station=name or contract.name,
-            time_steps=time_steps,
-            window_hop=window_hop,
-            min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
-            probability=settings.probability,
-            live=live,
+            engine, station=engine.station, time_steps=time_steps, window_hop=window_hop, live=live
         )
         self.blocks: list[Any] = [self.inference]
         streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
@@ -104,15 +102,36 @@ class localizer(gr.hier_block2):
                 self.connect(stream, (feature, index))
             for pair in range(len(correlation.pairs)):
                 self.connect((feature, pair), (self.inference, port + pair))
-        for message in ("fix", "status"):
+        for message in ("fix", "shadow", "status"):
             self.message_port_register_hier_out(message)
             self.msg_connect(self.inference, message, self, message)
+        for message in ("control", "pdus"):
+            self.message_port_register_hier_in(message)
+            self.msg_connect(self, message, self.inference, message)
 
     def set_min_confidence(self, min_confidence: float | None) -> None:
         """Below it a fix has no position; None is what the station says. Raises ConfigError outside 0 to 1."""
         self.inference.set_min_confidence(self._station_confidence if min_confidence is None else min_confidence)
 
     @property
+    def engine(self) -> Engine:
+        """What answers the windows, and requests beside them."""
+        engine: Engine = self.inference.engine
+        return engine
+
+    @property
     def failure(self) -> Exception | None:
         """What ended one of the blocks inside, if one has failed."""
         return next((block.failure for block in self.blocks if block.failure is not None), None)
+
+
+def _engine(
+    settings: ModelTable, station: str, min_confidence: float | None, *, compiled: Path | None = None
+) -> Engine:
+    return Engine(
+        settings,
+        compiled=compiled,
+        station=station,
+        min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
+        probability=settings.probability,
+    )

@@ -6,49 +6,66 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pmt
 from gnuradio import gr
+from localize_core.engine.engine import Engine
 from localize_core.engine.history import History
-from localize_core.engine.locator import Locator, WindowContext
+from localize_core.engine.locator import WindowContext
+from localize_core.engine.requests import MAX_REQUESTS, Request
+from localize_core.engine.settings import ServingSettings, make_settings
 from localize_core.engine.windows import Window, WindowAssembler
 from localize_core.engine.worker import InferenceWorker
-from localize_core.errors import ConfigError, ModelError
+from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
-from localize_core.model.golden import check_golden
-from localize_core.model.onnx_model import OnnxModel
 from localize_core.types.fix import Alignment, Fix
 from localize_core.types.time import shift_time
 
 from . import tags
 from .guard import guarded
+from .messages import command_from_pmt, requests_from_pmt
 from .pmt_codec import fix_to_pmt
+
+MAX_BATCHES = 16
+"""Messages with requests that may wait."""
+
+_Job = tuple[Window, WindowContext]
 
 
 class onnx_inference(gr.sync_block):
     """Feature vectors, one input per channel of the model's contract, to `fix` and `status` messages.
 
-    `model`: an ONNX file, as its path or loaded; its contract says how many inputs there are and what each must carry.
-    `contract`: path of a contract in JSON, for a file that has none inside. `time_steps`: frames in a window, 0 where
+    `model`: where models come from: the path of an ONNX file, `models:/NAME@ALIAS`, `grpc://HOST:PORT/NAME`, or an
+    engine that exists. Its contract says how many inputs there are and what each must carry. `contract`: path of a
+    contract in JSON, for a model that carries none. `time_steps`: frames in a window, 0 where
     the contract says it. `window_hop`: frames from one window to the next, 0 for windows side by side. `live`: whether
     a window may be dropped when inference is slow (radios), or the stream waits (recordings). `n_channels`, `rows`:
     what the flowgraph was drawn for, 0 for whatever the contract says.
 
-    Raises ConfigError or ModelError before the flowgraph starts: for an unusable model, a contract that differs, a
-    golden vector that no longer comes out, or sizes that cannot work.
+    `registry`, `poll_s`, `fallback`, `deadline_ms`, `max_in_flight`: see ServingSettings; `challenger` and what follows
+    it: ChallengerSettings; `threads` to `arena`: SessionSettings. They mean nothing beside an engine.
+
+    Messages: commands on `control`, requests on `pdus`, the challenger's fixes on `shadow`.
+
+    Raises ConfigError, ModelError, RegistryError or UnavailableError before the flowgraph starts: for an unusable
+    model, a contract that differs, a golden vector that no longer comes out, sizes that cannot work, or a model that
+    is out of reach.
     """
 
     FIX_PORT = pmt.intern("fix")
+    SHADOW_PORT = pmt.intern("shadow")
     STATUS_PORT = pmt.intern("status")
+    CONTROL_PORT = pmt.intern("control")
+    PDUS_PORT = pmt.intern("pdus")
 
     def __init__(
         self,
-        model: str | OnnxModel,
+        model: str | Engine,
         station: str = "station",
         time_steps: int = 0,
         window_hop: int = 0,
@@ -59,20 +76,56 @@ class onnx_inference(gr.sync_block):
         stream: str = "",
         n_channels: int = 0,
         rows: int = 0,
+        registry: str = "",
+        poll_s: float = 60.0,
+        fallback: str = "",
+        deadline_ms: float = 200.0,
+        max_in_flight: int = 8,
+        challenger: str = "",
+        challenger_mode: str = "shadow",
+        share_percent: float = 10.0,
+        experiment: str = "",
+        threads: int = 1,
+        providers: Sequence[str] = ("cpu",),
+        strict_providers: bool = False,
+        optimisation: str = "all",
+        arena: bool = True,
     ) -> None:
         if not station:
             raise ConfigError("station: must not be empty, fixes carry it")
-        loaded = model if isinstance(model, OnnxModel) else OnnxModel(model, contract=_sidecar(contract))
-        check_golden(loaded)
-        self.contract = loaded.contract
+        if isinstance(model, Engine):
+            self.engine = model
+        else:
+            beside = {"uri": challenger, "mode": challenger_mode, "share_percent": share_percent}
+            session = {"threads": threads, "providers": tuple(providers), "strict": strict_providers}
+            settings = make_settings(
+                ServingSettings,
+                uri=model,
+                registry=registry or None,
+                poll_s=poll_s,
+                contract=contract or None,
+                fallback=fallback or None,
+                deadline_ms=deadline_ms,
+                max_in_flight=max_in_flight,
+                challenger={**beside, "experiment": experiment} if challenger else None,
+                session={**session, "optimisation": optimisation, "arena": arena},
+            )
+            self.engine = Engine(settings, station=station, min_confidence=min_confidence, probability=probability)
+        self.contract = self.engine.contract
         _check_ports(self.contract, n_channels, rows)
         channels, rows = len(self.contract.channels), self.contract.rows
         gr.sync_block.__init__(self, "onnx_inference", [(np.float32, rows)] * channels, None)
         self.failure: Exception | None = None
+        self.malformed = 0
+        self._malformed_burst = False
         self.set_tag_propagation_policy(gr.TPP_DONT)
-        self.message_port_register_out(self.FIX_PORT)
-        self.message_port_register_out(self.STATUS_PORT)
-        self._steps = _agreed_steps(self.contract, time_steps)
+        for port in (self.FIX_PORT, self.SHADOW_PORT, self.STATUS_PORT):
+            self.message_port_register_out(port)
+        for port, handler in ((self.CONTROL_PORT, self._handle_control), (self.PDUS_PORT, self._handle_pdus)):
+            self.message_port_register_in(port)
+            self.set_msg_handler(port, handler)
+        self.engine.prepare(time_steps)
+        self._steps = self.engine.time_steps
         self._assembler = WindowAssembler(
             channels,
             rows,
@@ -80,20 +133,19 @@ class onnx_inference(gr.sync_block):
             time_steps=self._steps,
             window_hop=window_hop or self._steps,
         )
-        self._locator = Locator(loaded, probability=probability)
-        self.set_min_confidence(min_confidence)
         self._live = live
         self._station = station
         self._stream = stream or uuid.uuid4().hex[:8]
-        self._worker: InferenceWorker | None = None
-        self._reporting = threading.Lock()
+        self._worker: InferenceWorker[_Job, Fix] | None = None
+        self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
+        self._publishing = threading.Lock()
         self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
         self._reset()
 
     def _reset(self) -> None:
         """As before the first frame: a flowgraph that is started again counts its items from zero."""
         self.published = 0
-        self._state: dict[str, Any] = {}
+        self._reported_drops = 0
         self._finishing = False
         self._sequence = 0
         self._frames = 0
@@ -106,9 +158,11 @@ class onnx_inference(gr.sync_block):
 
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
-        if not 0.0 <= min_confidence <= 1.0:
-            raise ConfigError(f"min_confidence={min_confidence}: must lie between 0 and 1")
-        self._locator.min_confidence = min_confidence
+        self.engine.set_min_confidence(min_confidence)
+
+    def set_share_percent(self, share_percent: float) -> None:
+        """The challenger's share of the streams. Raises ConfigError outside 0 to 100."""
+        self.engine.set_share_percent(share_percent)
 
     @property
     def dropped(self) -> int:
@@ -124,16 +178,71 @@ class onnx_inference(gr.sync_block):
     def start(self) -> bool:
         self.failure = None
         self._reset()
-        self._worker = InferenceWorker(self._locator, self._publish, policy="drop-oldest" if self._live else "block")
+        self.engine.start(on_status=self._publish_status, on_shadow=self._publish_shadow, live=self._live)
+        self._worker = InferenceWorker(
+            self._answer,
+            self._publish,
+            policy="drop-oldest" if self._live else "block",
+            threads=self.engine.settings.max_in_flight if self.engine.is_remote else 1,
+        )
         self._worker.start()
-        self._report(state="ready", model=self.contract.name, sha256=self._locator.model.sha256)
+        self._requests = InferenceWorker(
+            self._answer_requests, self._publish_all, capacity=MAX_BATCHES, name="localize-requests"
+        )
+        self._requests.start()
         return True
 
     def stop(self) -> bool:
-        if self._worker is not None:
-            self._worker.stop()
-            self.failure = self.failure or self._worker.failure
+        for worker in (self._worker, self._requests):
+            if worker is not None:
+                worker.stop()
+                self.failure = self.failure or worker.failure
+        if self.failure is not None:
+            self.engine.health.fail(str(self.failure))
+        self.engine.stop()
         return True
+
+    def _handle_control(self, message: Any) -> None:
+        command = "command"
+        try:
+            command, parts = command_from_pmt(message)
+            pending = self.engine.submit(command, **parts)
+        except ConfigError as error:
+            self._reply(command, error)
+            return
+        pending.add_done_callback(lambda done: self._reply(command, done.exception() or done.result()))
+
+    def _reply(self, command: str, answer: BaseException | dict[str, Any]) -> None:
+        if isinstance(answer, BaseException):
+            self.logger.warn(f"{command}: {answer}")
+            reply = {**self.engine.status(), "command": command, "ok": False, "error": str(answer)}
+        else:
+            reply = {**answer, "command": command, "ok": True}
+        self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(reply))
+
+    def _handle_pdus(self, message: Any) -> None:
+        try:
+            requests = requests_from_pmt(message)
+            if self._requests is None:
+                raise ConfigError("the flowgraph is not running")
+            if not 1 <= len(requests) <= MAX_REQUESTS:
+                raise ConfigError(f"{len(requests)} requests: a batch has 1 to {MAX_REQUESTS}")
+            if not self._requests.offer(requests):
+                self._publish_all([self.engine.refuse(request, "overloaded") for request in requests])
+        except (ConfigError, EngineError) as error:
+            self.malformed += 1
+            if not self._malformed_burst:
+                self.logger.warn(f"onnx_inference: ignoring a message that is no request: {error}")
+            self._malformed_burst = True
+        else:
+            self._malformed_burst = False
+
+    def _answer(self, job: _Job, dropped: int) -> Fix:
+        window, context = job
+        return self.engine.locate(window, replace(context, dropped=context.dropped + dropped) if dropped else context)
+
+    def _answer_requests(self, requests: list[Request], dropped: int) -> list[Fix]:
+        return self.engine.predict(requests)
 
     @guarded
     def work(self, input_items: Any, output_items: Any) -> int:
@@ -148,7 +257,7 @@ class onnx_inference(gr.sync_block):
         for window in self._assembler.push(features[skipped:], level_db[skipped:], flags[skipped:]):
             if self._finishing:
                 break
-            self._worker.submit(window, self._context(window))
+            self._worker.submit((window, self._context(window)))
             self._sequence += 1
         self._frames += count
         if not self._live:
@@ -239,38 +348,27 @@ class onnx_inference(gr.sync_block):
 
     def _publish(self, fix: Fix) -> None:
         self.message_port_pub(self.FIX_PORT, fix_to_pmt(fix))
-        self.published += 1
-        if fix.reason == "model_error":
-            self._report(state="degraded", reason="model_error")
-        else:
-            self._report(state="ready")
+        with self._publishing:  # streams and requests come from threads of their own
+            self.published += 1
+
+    def _publish_all(self, fixes: Sequence[Fix]) -> None:
+        for fix in fixes:
+            self._publish(fix)
+
+    def _publish_shadow(self, fix: Fix) -> None:
+        self.message_port_pub(self.SHADOW_PORT, fix_to_pmt(fix))
+
+    def _publish_status(self, status: dict[str, Any]) -> None:
+        self.message_port_pub(self.STATUS_PORT, pmt.to_pmt({**status, "dropped": self.dropped}))
 
     def _report_drops(self) -> None:
-        if self._live and self.dropped != self._state.get("dropped", 0):
-            self._report(dropped=self.dropped)
-
-    def _report(self, **changes: Any) -> None:
-        """Publish the status when something in it has changed."""
-        with self._reporting:  # work() and the worker's thread both report
-            state = {**self._state, **changes}
-            if state.get("state") == "ready":
-                state.pop("reason", None)
-            if state != self._state:
-                self._state = state
-                self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(state))
+        if self._live and self.dropped != self._reported_drops:
+            self._reported_drops = self.dropped
+            self.engine.notify()
 
 
 def _holds(is_kind: Callable[[Any], bool], value: Any, length: int) -> bool:
     return is_kind(value) and pmt.length(value) == length
-
-
-def _sidecar(path: str) -> Contract | None:
-    if not path:
-        return None
-    try:
-        return Contract.from_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"contract={path}: cannot be read: {error}") from error
 
 
 def _check_ports(contract: Contract, n_channels: int, rows: int) -> None:
@@ -281,16 +379,3 @@ def _check_ports(contract: Contract, n_channels: int, rows: int) -> None:
         )
     if rows not in (0, contract.rows):
         raise ConfigError(f"rows={rows}: the model {contract.name} wants {contract.rows}")
-
-
-def _agreed_steps(contract: Contract, time_steps: int) -> int:
-    if contract.time_steps is None:
-        if time_steps < contract.min_time_steps:
-            raise ConfigError(
-                f"time_steps={time_steps}: the model {contract.name} takes windows of {contract.min_time_steps} frames "
-                "or more, say how many"
-            )
-        return time_steps
-    if time_steps not in (0, contract.time_steps):
-        raise ConfigError(f"time_steps={time_steps}: the model {contract.name} wants {contract.time_steps}")
-    return contract.time_steps

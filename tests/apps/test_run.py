@@ -199,10 +199,10 @@ def test_a_source_that_raises(station, monkeypatch):
 
 
 def test_inference_that_raises(station, monkeypatch):
-    def broken(*_: Any) -> Fix:
+    def broken(*_: Any, **__: Any) -> Fix:
         raise EngineError("no more")
 
-    monkeypatch.setattr(Locator, "locate", broken)
+    monkeypatch.setattr(Locator, "locate_batch", broken)
     for live in (True, False):
         assert isinstance(run_station(station, on_fix=print, live=live).failure, EngineError)
 

@@ -94,14 +94,14 @@ def received(station) -> np.ndarray:
 def test_what_the_station_file_says_of_fixes_holds_in_flowgraphs_too(model_cache) -> None:
     text = STATION.replace("[scene]", "[model]\nmin_confidence = 0.8\nprobability = 0.5\n[scene]")
     station = parse_station(text, folder=Path())
-    locator = localize.localizer(station, n_receivers=4).inference._locator
-    assert (locator.min_confidence, locator.probability) == (0.8, 0.5)
-    assert locator.model.contract.provenance["probability"] == 0.5
+    engine = localize.localizer(station, n_receivers=4).engine
+    assert (engine.min_confidence, engine.probability) == (0.8, 0.5)
+    assert engine.contract.provenance["probability"] == 0.5
     own = localize.localizer(station, n_receivers=4, min_confidence=0.1, probability=0.9)
-    assert (own.inference._locator.min_confidence, own.inference._locator.probability) == (0.1, 0.9)
-    assert own.inference._locator.model.contract.provenance["probability"] == 0.9  # it is compiled for it
+    assert (own.engine.min_confidence, own.engine.probability) == (0.1, 0.9)
+    assert own.engine.contract.provenance["probability"] == 0.9  # it is compiled for it
     own.set_min_confidence(None)
-    assert own.inference._locator.min_confidence == 0.8
+    assert own.engine.min_confidence == 0.8
 
 
 class tagged_source(gr.sync_block):
@@ -391,7 +391,7 @@ def test_a_model_with_a_length_of_its_own_refuses_another(make_contract, make_mo
     [
         ("nowhere.toml", {}, ConfigError, r"nowhere\.toml: cannot be read"),
         ("nowhere.onnx", {}, ModelError, r"nowhere\.onnx: cannot be read"),
-        ("", {}, ModelError, "cannot be read"),
+        ("", {}, ConfigError, "uri=''"),
         (None, {"n_receivers": 3}, ConfigError, r"n_receivers=3: the model compiled-four wants 4"),
         (None, {"time_steps": -1}, ConfigError, "time_steps=-1"),
         (None, {"window_hop": -1}, ConfigError, "window_hop=-1"),
@@ -410,7 +410,7 @@ def test_parameters_reach_the_inference(station):
     assert (inference._steps, inference._assembler.window_hop) == (50, 10)
     assert (inference._station, inference._live) == ("here", True)
     localizer.set_min_confidence(0.2)
-    assert inference._locator.min_confidence == 0.2
+    assert localizer.engine.min_confidence == 0.2
 
 
 def test_a_failure_inside_is_seen_outside(station, received):

@@ -18,13 +18,12 @@ from localize_core.alignment.aligner import Aligner
 from localize_core.alignment.timeline import TimeTag
 from localize_core.dataset.truth import FixedTruth, TruthFile
 from localize_core.dataset.windows import Label, Windows
+from localize_core.engine.frames import FeatureFrames, warmup_frames
 from localize_core.engine.history import History
 from localize_core.engine.masking import ChannelMask
 from localize_core.engine.windows import Window, WindowAssembler, window_centre
 from localize_core.errors import ConfigError, SourceError
-from localize_core.features.correlation import CrossCorrelation
-from localize_core.features.mel import MelSpectrogram
-from localize_core.features.quality import SampleFlag, sample_quality
+from localize_core.features.quality import SampleFlag
 from localize_core.model.compiled.compile import contract_of
 from localize_core.model.contract import Contract
 from localize_core.sources.recording import Recording, stamped_samples
@@ -284,7 +283,7 @@ class _Labelled:
         centres = []
         hop_s = contract.hop / contract.sample_rate_hz
         frames = count // contract.hop
-        for first in range(_warmup(contract), frames - self._time_steps + 1, self._window_hop):
+        for first in range(warmup_frames(contract), frames - self._time_steps + 1, self._window_hop):
             told = times.at(first, first + self._time_steps - 1)
             if told is None:
                 raise SourceError(
@@ -305,8 +304,8 @@ class _Labelled:
             time_steps=self._time_steps,
             window_hop=self._window_hop,
         )
-        warmup, seen = _warmup(contract), 0
-        features = _Features(contract, receivers)
+        warmup, seen = warmup_frames(contract), 0
+        features = FeatureFrames(contract)
         for chunk in _chunks(read_recordings(self._station), contract.sample_rate_hz):
             values, level_db, flags = features.push(chunk.samples)
             flags[:, ~np.array(chunk.timed)] |= int(SampleFlag.UNALIGNED)
@@ -380,48 +379,6 @@ def _alone(recording: Recording, dry: bool) -> Iterator[_Chunk]:
 
 def _tags(recording: Recording) -> list[TimeTag]:
     return [TimeTag(index, *recording.time(index)) for index in stamped_samples(recording).tolist()]
-
-
-class _Features:
-    """Feature frames of all channels out of chunks of samples; frame i ends with sample (i + 1) * hop - 1.
-
-    Before the first sample there are zeros, as before a block's.
-    """
-
-    def __init__(self, contract: Contract, receivers: int) -> None:
-        mel, correlation = contract.mel_config, contract.correlation_config
-        self._mel = None if mel is None else MelSpectrogram(mel)
-        self._correlation = None if correlation is None else CrossCorrelation(correlation)
-        self._hop = contract.hop
-        self._reach = max(contract.n_fft - contract.hop, 0)
-        self._held = np.zeros((receivers, self._reach), np.complex64)
-
-    def push(self, samples: NDArray[np.complex64]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frames (n, channels, rows) that the samples complete, with levels and flags (n, R)."""
-        hop = self._hop
-        held = np.concatenate([self._held, samples], axis=1)
-        count = (held.shape[1] - self._reach) // hop
-        self._held = held[:, count * hop :]
-        held = held[:, : self._reach + count * hop]
-        receivers = len(held)
-        level_db, flags = sample_quality(held[:, self._reach :].reshape(receivers, count, hop))
-        channels: list[np.ndarray] = []
-        if self._mel is not None:
-            spanned = self._spanned(held, self._mel.config.n_fft)
-            channels += [self._mel(spanned[receiver])[:count] for receiver in range(receivers)]
-        if self._correlation is not None:
-            channels += list(self._correlation(self._spanned(held, self._correlation.config.n_fft))[:, :count])
-        return np.stack(channels, axis=1), level_db, flags
-
-    def _spanned(self, held: NDArray[np.complex64], n_fft: int) -> NDArray[np.complex64]:
-        """What frames of `n_fft` samples are made of: the first ends with the first new hop."""
-        return np.ascontiguousarray(held[:, self._reach + self._hop - n_fft :])
-
-
-def _warmup(contract: Contract) -> int:
-    """Frames that reach before the first sample."""
-    configs = (contract.mel_config, contract.correlation_config)
-    return max(config.warmup_frames for config in configs if config is not None)
 
 
 def _in_area(station: Station, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from localize_core.engine.masking import ChannelMask
 from localize_core.engine.windows import Window, window_centre
-from localize_core.errors import ConfigError, EngineError
+from localize_core.errors import ConfigError, EngineError, UnavailableError
 from localize_core.features.quality import SampleFlag
 from localize_core.geodesy import LocalFrame
 from localize_core.model.base import Model, ModelOutput
@@ -26,7 +27,8 @@ class WindowContext:
     """What is known of a window beside its features.
 
     `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest. `completed_s`:
-    monotonic clock when its last frame came. `dropped`: windows of this stream lost just before it.
+    monotonic clock when its last frame came. `dropped`: windows of this stream lost just before it. `id`: of the
+    request that it answers, None for streams.
     """
 
     station: str
@@ -38,63 +40,115 @@ class WindowContext:
     alignment: Alignment | None
     completed_s: float
     dropped: int
+    id: str | None = None
 
 
 class Locator:
     """Turns windows into fixes with one model.
 
     `min_confidence`: below it the answer is no fix. `probability`: what the ellipse of a fix is said to hold.
+    `backend`: name in fixes of what runs the model, by default the model's own.
     Raises ConfigError unless `probability` lies between 0 and 1.
     """
 
-    def __init__(self, model: Model, *, min_confidence: float = 0.5, probability: float = 0.95) -> None:
+    def __init__(
+        self, model: Model, *, min_confidence: float = 0.5, probability: float = 0.95, backend: str | None = None
+    ) -> None:
         if not 0.0 < probability < 1.0:
             raise ConfigError(f"probability={probability}: must lie between 0 and 1")
         self.model = model
         self.min_confidence = min_confidence
         self.probability = probability
+        self._identity = replace(model.identity, backend=backend or model.identity.backend)
         self._mask = ChannelMask(model.contract)
 
-    def locate(self, window: Window, context: WindowContext) -> Fix:
-        """Never raises on data: what cannot be answered is a fix without position that names its reason."""
-        contract = self.model.contract
-        sound = self._mask.sound(window)
-        usable = self._mask.usable(sound)
-        reason = None
-        if int(usable.sum()) < contract.min_receivers:
-            reason = _refusal(window)
-        output: ModelOutput | None = None
+    def locate(self, window: Window, context: WindowContext, *, arm: str = "champion") -> Fix:
+        """The fix of one window; see `locate_batch`."""
+        return self.locate_batch([window], [context], arm=arm)[0]
+
+    def locate_batch(
+        self, windows: Sequence[Window], contexts: Sequence[WindowContext], *, arm: str = "champion"
+    ) -> list[Fix]:
+        """The fixes of windows of one length, in one inference.
+
+        What cannot be answered is a fix without position that names its reason; one window's trouble leaves the others
+        alone. Raises UnavailableError where nothing answers in time.
+        """
+        sound = [self._mask.sound(window) for window in windows]
+        usable = [self._mask.usable(each) for each in sound]
+        enough = [int(each.sum()) >= self.model.contract.min_receivers for each in usable]
+        reasons: list[str | None] = [
+            None if fine else _refusal(window) for window, fine in zip(windows, enough, strict=True)
+        ]
+        fed = [index for index, fine in enumerate(enough) if fine]
         began = time.perf_counter()
-        if reason is None:
-            features = contract.normalisation.apply(self._mask.apply(window.features, sound))
-            try:
-                output = self.model.run(features[None])
-            except EngineError:
-                reason = "model_error"
-        ended = time.perf_counter()
+        outputs = self._run([self._prepared(windows[index], sound[index]) for index in fed])
+        spent_ms = (time.perf_counter() - began) * 1e3
+        answers = dict(zip(fed, outputs, strict=True))
+        return [
+            self._fix(
+                window,
+                contexts[index],
+                usable[index],
+                answers.get(index),
+                reasons[index],
+                arm=arm,
+                spent_ms=spent_ms if enough[index] else 0.0,
+            )
+            for index, window in enumerate(windows)
+        ]
+
+    def refuse(self, window: Window, context: WindowContext, reason: str, *, arm: str = "champion") -> Fix:
+        """A fix without position, the model not having been asked."""
+        usable = self._mask.usable(self._mask.sound(window))
+        return self._fix(window, context, usable, None, reason, arm=arm, spent_ms=0.0)
+
+    def _prepared(self, window: Window, sound: np.ndarray) -> np.ndarray:
+        return self.model.contract.normalisation.apply(self._mask.apply(window.features, sound))
+
+    def _run(self, features: Sequence[np.ndarray]) -> list[ModelOutput | None]:
+        """An answer of batch 1 to each, None where inference fails."""
+        if not features:
+            return []
+        try:
+            # One window is not copied: that would cost more than a small model.
+            output = self.model.run(features[0][None] if len(features) == 1 else np.stack(features))
+        except UnavailableError:
+            raise
+        except EngineError:
+            return [None] if len(features) == 1 else [answer for each in features for answer in self._run([each])]
+        return [
+            ModelOutput(output.position[k : k + 1], output.uncertainty[k : k + 1], output.confidence[k : k + 1])
+            for k in range(len(features))
+        ]
+
+    def _fix(
+        self,
+        window: Window,
+        context: WindowContext,
+        usable: np.ndarray,
+        output: ModelOutput | None,
+        reason: str | None,
+        *,
+        arm: str,
+        spent_ms: float,
+    ) -> Fix:
+        contract = self.model.contract
         position: Position | None = None
         uncertainty: Uncertainty | None = None
         confidence = 0.0
         if output is not None:
-            values = np.concatenate([output.position[0], output.uncertainty[0], output.confidence[0]])
-            if not np.isfinite(values).all() or min(output.uncertainty[0, :2]) <= 0.0:
-                reason = "model_error"
-            else:
-                confidence = float(np.clip(output.confidence[0, 0], 0.0, 1.0))
-                if confidence < self.min_confidence:
-                    reason = "no_emitter"
-                else:
-                    placed = self._place(output)
-                    if placed is None:
-                        reason = "model_error"
-                    else:
-                        position, uncertainty = placed
-        duration_s = window.features.shape[2] * contract.hop / contract.sample_rate_hz
+            reason, confidence, placed = self._judged(output)
+            if placed is not None:
+                position, uncertainty = placed
+        elif reason is None:
+            reason = "model_error"
+        steps = window.features.shape[2]
         return Fix(
             station=context.station,
             stream=context.stream,
             sequence=context.sequence,
-            timestamp=window_centre(context.start, window.features.shape[2], contract),
+            timestamp=window_centre(context.start, steps, contract),
             time_source=context.time_source,
             status="ok" if reason is None else "no_fix",
             reason=reason,
@@ -103,14 +157,26 @@ class Locator:
             confidence=confidence,
             frequency_hz=context.frequency_hz,
             receivers=_reports(window, usable, contract),
-            model=self.model.identity,
-            window_samples=window.features.shape[2] * contract.hop,
-            window_duration_s=duration_s,
+            model=self._identity if arm == self._identity.arm else replace(self._identity, arm=arm),
+            window_samples=steps * contract.hop,
+            window_duration_s=steps * contract.hop / contract.sample_rate_hz,
             alignment=context.alignment,
-            inference_time_ms=(ended - began) * 1e3,
+            inference_time_ms=spent_ms,
             latency_ms=(time.monotonic() - context.completed_s) * 1e3,
             dropped_windows=context.dropped,
+            id=context.id,
         )
+
+    def _judged(self, output: ModelOutput) -> tuple[str | None, float, tuple[Position, Uncertainty] | None]:
+        """Reason against the answer, its confidence, and its place where nothing is to be said against it."""
+        values = np.concatenate([output.position[0], output.uncertainty[0], output.confidence[0]])
+        if not np.isfinite(values).all() or min(output.uncertainty[0, :2]) <= 0.0:
+            return "model_error", 0.0, None
+        confidence = float(np.clip(output.confidence[0, 0], 0.0, 1.0))
+        if confidence < self.min_confidence:
+            return "no_emitter", confidence, None
+        placed = self._place(output)
+        return (None if placed is not None else "model_error"), confidence, placed
 
     def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty] | None:
         """Place and ellipse on the ground, None where the model's answer is no place on Earth."""

@@ -1,58 +1,80 @@
-"""A thread between the scheduler, which must not wait, and inference, which takes as long as it takes."""
+"""Threads between the scheduler, which must not wait, and inference, which takes as long as it takes."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from localize_core.engine.locator import Locator, WindowContext
-from localize_core.engine.windows import Window
 from localize_core.errors import ConfigError
-from localize_core.types.fix import Fix
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 Policy = Literal["block", "drop-oldest"]
+LOW_PRIORITY = 10
+"""Niceness of a thread whose work can wait."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    window: Window
-    context: WindowContext
+class _Slot(Generic[Job, Result]):
+    """A job that a thread has taken, and its result once there is one."""
+
+    def __init__(self, job: Job, dropped: int) -> None:
+        self.job, self.dropped = job, dropped
+        self.done = False
+        self.result: Result
 
 
-class InferenceWorker:
-    """Runs a locator on windows in the order of their coming and hands each fix to `deliver`, in its own thread.
+class InferenceWorker(Generic[Job, Result]):
+    """Answers jobs in threads of its own and hands each result to `deliver`, in the order in which the jobs came.
 
-    `policy` says what happens when `capacity` windows wait: "block" holds the caller back (files: nothing is lost),
-    "drop-oldest" lets the window go that has waited longest (radios: the stream must not stall). Every window that is
-    dropped is counted, and the next fix carries the number. An exception of the locator or of `deliver` ends
-    the thread and is kept in `failure`.
+    `answer` gets a job and the number of jobs that were dropped since the one before it. `threads`: jobs answered at a
+    time; more than one pays where an answer comes over a network. `policy` says what happens when `capacity` jobs wait:
+    "block" holds the caller back (files: nothing is lost), "drop-oldest" lets the job go that has waited longest
+    (radios: the stream must not stall). Every dropped job is counted. An exception of `answer` or `deliver` ends
+    the worker and is kept in `failure`. `low_priority`: other threads of the process come first.
     """
 
     def __init__(
-        self, locator: Locator, deliver: Callable[[Fix], None], *, policy: Policy = "drop-oldest", capacity: int = 8
+        self,
+        answer: Callable[[Job, int], Result],
+        deliver: Callable[[Result], None],
+        *,
+        policy: Policy = "drop-oldest",
+        capacity: int = 8,
+        threads: int = 1,
+        low_priority: bool = False,
+        name: str = "localize-infer",
     ) -> None:
         if policy not in ("block", "drop-oldest"):
             raise ConfigError(f"policy={policy!r}: must be 'block' or 'drop-oldest'")
-        if capacity < 1:
-            raise ConfigError(f"capacity={capacity}: must be at least 1")
-        self._locator, self._deliver, self._policy, self._capacity = locator, deliver, policy, capacity
-        self._waiting: deque[_Job] = deque()
+        for label, value in (("capacity", capacity), ("threads", threads)):
+            if value < 1:
+                raise ConfigError(f"{label}={value}: must be at least 1")
+        self._answer, self._deliver, self._policy, self._capacity = answer, deliver, policy, capacity
+        self._low_priority = low_priority
+        self._waiting: deque[Job] = deque()
+        self._taken: deque[_Slot[Job, Result]] = deque()
+        self._delivering = False
         self._changed = threading.Condition()
-        self._busy = False
         self._stopping = False
         self._unreported = 0
         self.dropped = 0
         self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="localize-infer", daemon=True)
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
-    def submit(self, window: Window, context: WindowContext) -> None:
-        """Queue a window. Raises what ended the thread, if it has ended."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers jobs."""
+        return self.failure is None and any(thread.is_alive() for thread in self._threads)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises what ended the worker, if it has ended."""
         with self._changed:
             if self._policy == "block":
                 self._changed.wait_for(lambda: len(self._waiting) < self._capacity or self.failure is not None)
@@ -61,48 +83,80 @@ class InferenceWorker:
                 self.dropped += 1
                 self._unreported += 1
             self._raise_failure()
-            self._waiting.append(_Job(window, context))
+            self._waiting.append(job)
             self._changed.notify_all()
 
-    def settle(self, timeout_s: float | None = None) -> None:
-        """Wait until every window has been answered, the thread has failed, or the time is over."""
+    def offer(self, job: Job) -> bool:
+        """Queue a job unless the queue is full. Raises what ended the worker, if it has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._waiting or self._busy) or self.failure is not None, timeout_s)
+            self._raise_failure()
+            if len(self._waiting) >= self._capacity:
+                return False
+            self._waiting.append(job)
+            self._changed.notify_all()
+            return True
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Wait until every job has been answered, the worker has failed, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._waiting or self._taken) or self.failure is not None, timeout_s)
 
     def drain(self) -> None:
-        """Wait until every window has been answered. Raises what ended the thread, if it has ended."""
+        """Wait until every job has been answered. Raises what ended the worker, if it has ended."""
         self.settle()
         with self._changed:
             self._raise_failure()
 
     def stop(self) -> None:
-        """Answer what waits, then end the thread."""
+        """Answer what waits, then end the threads."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _raise_failure(self) -> None:
         if self.failure is not None:
             raise self.failure
 
     def _run(self) -> None:
+        if self._low_priority:
+            # Linux keeps a niceness for each thread; elsewhere the work just takes its turn.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+        try:
+            while (slot := self._take()) is not None:
+                slot.result = self._answer(slot.job, slot.dropped)
+                self._finish(slot)
+        except Exception as error:  # kept for whoever submits or drains next
+            with self._changed:
+                self.failure = error
+                self._changed.notify_all()
+
+    def _take(self) -> _Slot[Job, Result] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._stopping or self.failure is not None)
+            if not self._waiting or self.failure is not None:
+                return None
+            slot: _Slot[Job, Result] = _Slot(self._waiting.popleft(), self._unreported)
+            self._unreported = 0
+            self._taken.append(slot)
+            self._changed.notify_all()
+            return slot
+
+    def _finish(self, slot: _Slot[Job, Result]) -> None:
+        """Deliver whatever is complete in order; one thread at a time does, for all of them."""
+        with self._changed:
+            slot.done = True
+            if self._delivering:
+                return
+            self._delivering = True
         while True:
             with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
-                if not self._waiting:
-                    return
-                job = self._waiting.popleft()
-                context = replace(job.context, dropped=job.context.dropped + self._unreported)
-                self._unreported = 0
-                self._busy = True
-                self._changed.notify_all()
-            try:
-                self._deliver(self._locator.locate(job.window, context))
-            except Exception as error:  # kept for whoever submits or drains next
-                with self._changed:
-                    self.failure = error
+                if not (self._taken and self._taken[0].done):
+                    self._delivering = False
                     self._changed.notify_all()
-                return
+                    return
+                head = self._taken[0]
+            self._deliver(head.result)
+            with self._changed:
+                self._taken.popleft()

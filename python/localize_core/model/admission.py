@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from localize_core.errors import EngineError, ModelError
+from localize_core.errors import EngineError, ModelError, UnavailableError
 from localize_core.geodesy import GEOD
 from localize_core.model.base import Model, ModelOutput
 from localize_core.model.contract import Contract
@@ -20,7 +20,7 @@ def admit(model: Model, *, time_steps: int, like: Contract | None = None) -> Non
     """Let a model serve windows of `time_steps` frames, made for the contract `like` where one serves already.
 
     It answers a window of the length that will come, so that nothing is slow the first time, and its golden vector.
-    Raises ModelError naming what is wrong.
+    Raises ModelError naming what is wrong, UnavailableError where a remote model does not answer.
     """
     check_window(model.contract, time_steps)
     if like is not None:
@@ -28,6 +28,8 @@ def admit(model: Model, *, time_steps: int, like: Contract | None = None) -> Non
     probe = golden_features(model.contract, seed=PROBE_SEED, time_steps=time_steps)
     try:
         answer = model.run(model.contract.normalisation.apply(probe[0])[None])
+    except UnavailableError:
+        raise
     except EngineError as error:
         raise ModelError(str(error)) from error
     if not _is_finite(answer):
@@ -42,7 +44,7 @@ def check_window(contract: Contract, time_steps: int) -> None:
     if time_steps < contract.min_time_steps:
         raise ModelError(
             f"time_steps={time_steps}: the model {contract.name} takes windows of {contract.min_time_steps} frames or "
-            "more"
+            "more, say how many"
         )
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from localize_core.errors import EngineError, ModelError
+from localize_core.errors import EngineError, ModelError, UnavailableError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.base import Model, ModelOutput
 from localize_core.model.contract import Contract
@@ -49,13 +49,18 @@ def golden_features(contract: Contract, *, seed: int, time_steps: int) -> np.nda
 
 
 def check_golden(model: Model) -> None:
-    """Run the model on its own golden vector. Raises ModelError naming what differs."""
+    """Run the model on its own golden vector.
+
+    Raises ModelError naming what differs, UnavailableError where a remote model does not answer.
+    """
     golden = model.contract.golden
     if golden is None:
         return
     features = golden_features(model.contract, seed=golden.seed, time_steps=golden.time_steps)
     try:
         answer = model.run(model.contract.normalisation.apply(features[0])[None])
+    except UnavailableError:
+        raise
     except EngineError as error:
         raise ModelError(f"{model.label}: golden vector: {error}") from error
     difference = golden_difference(answer, golden.position, golden.uncertainty, golden.confidence)

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from localize_core.engine.settings import ChallengerSettings, GateSettings, ServingSettings
 from localize_core.errors import ConfigError
+from localize_core.model.session import SessionSettings
+from localize_core.model.source import FileUri, parse_model_uri
 from localize_core.simulation.scene import SceneConfig
 
 if sys.version_info >= (3, 11):
@@ -155,8 +158,9 @@ class PropagationTable(_Table):
     level_sigma_db: float = Field(6.0, gt=0.0, le=100.0, description="standard deviation of level_dbfs_at_1km")
 
 
-class ModelTable(_Table):
-    uri: str = Field("compiled", min_length=1, description="`compiled` or the path of an ONNX file")
+class ModelTable(ServingSettings):
+    """Which model answers, what is tried beside it, and what a fix is."""
+
     min_confidence: float = Field(0.5, ge=0.0, le=1.0, description="below it the answer is no_fix")
     probability: float = Field(0.95, gt=0.0, lt=1.0, description="what the ellipse of a fix holds")
 
@@ -281,6 +285,9 @@ _TABLES: dict[str, type[BaseModel]] = {
     "features": FeaturesTable,
     "propagation": PropagationTable,
     "model": ModelTable,
+    "challenger": ChallengerSettings,
+    "gates": GateSettings,
+    "session": SessionSettings,
     "publish": PublishTable,
     "zmq": ZmqTable,
     "file": FileTable,
@@ -321,12 +328,23 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
         for receiver in station.receiver
     ]
     model = station.model
-    if model.uri != "compiled":
-        model = model.model_copy(update={"uri": str(folder / model.uri)})
+    moved = {"uri": _from_folder(model.uri, folder)}
+    moved |= {"contract": str(folder / model.contract)} if model.contract else {}
+    moved |= {"fallback": _from_folder(model.fallback, folder)} if model.fallback else {}
+    model = model.model_copy(update=moved)
+    if model.challenger is not None:
+        uri = _from_folder(model.challenger.uri, folder)
+        model = model.model_copy(update={"challenger": model.challenger.model_copy(update={"uri": uri})})
     scene = station.scene
     if scene is not None and scene.channels:
         scene = scene.model_copy(update={"channels": str(folder / scene.channels)})
     return station.model_copy(update={"receiver": receivers, "model": model, "scene": scene})
+
+
+def _from_folder(uri: str, folder: Path) -> str:
+    """A model source string whose file, if it names one, starts at the folder."""
+    named = parse_model_uri(uri)
+    return str(folder / named.path) if isinstance(named, FileUri) else uri
 
 
 def load_station(path: str | Path, *, folder: Path | None = None) -> Station:

@@ -22,6 +22,9 @@ REASONS: dict[str, str] = {
     "invalid_samples": "NaN or infinite samples in receivers that the model cannot do without",
     "silence": "every receiver delivers zeros",
     "model_error": "inference failed or returned values that are not finite",
+    "model_unavailable": "the inference server did not answer in time, and no fallback is named",
+    "invalid_request": "a request whose features or samples do not fit the model",
+    "overloaded": "more requests than can be answered were waiting",
 }
 """Why there is no position: the word in a fix's `reason`, and what it means."""
 
@@ -130,7 +133,7 @@ class Fix:
     """One position estimate, or the reason why there is none. Immutable; all encoders start from it.
 
     `timestamp` is the UTC time of the window's centre. `dropped_windows` counts windows of this stream that
-    were lost since its previous fix.
+    were lost since its previous fix. `id`: of the request that it answers, None for streams.
     """
 
     station: str
@@ -153,6 +156,7 @@ class Fix:
     inference_time_ms: float = 0.0
     latency_ms: float = 0.0
     dropped_windows: int = 0
+    id: str | None = None
     schema: str = field(default=FIX_SCHEMA, init=False)
 
     def __post_init__(self) -> None:

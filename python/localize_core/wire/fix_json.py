@@ -67,6 +67,8 @@ def fix_to_dict(fix: Fix) -> dict[str, Any]:
         "window": {"samples": int(fix.window_samples), "duration_s": float(fix.window_duration_s)},
         "dropped_windows": int(fix.dropped_windows),
     }
+    if fix.id is not None:
+        encoded["id"] = fix.id
     fix_from_dict(encoded)  # nothing leaves that could not be read back
     return encoded
 
@@ -122,6 +124,7 @@ def fix_from_dict(encoded: Any) -> Fix:
         inference_time_ms=top.number("inference_time_ms", 0.0),
         latency_ms=top.number("latency_ms"),
         dropped_windows=top.count("dropped_windows"),
+        id=top.text("id", empty=True) if "id" in encoded else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -51,7 +52,11 @@ def fixes() -> list[Fix]:
 
 
 def worker_of(locator, fixes, **options) -> InferenceWorker:
-    worker = InferenceWorker(locator, fixes.append, **options)
+    worker = InferenceWorker(
+        lambda job, dropped: locator.locate(job[0], replace(job[1], dropped=job[1].dropped + dropped)),
+        fixes.append,
+        **options,
+    )
     worker.start()
     return worker
 
@@ -62,7 +67,7 @@ def test_block_keeps_order_and_loses_nothing(locator, fixes):
 
     def feed():
         for sequence in range(50):
-            worker.submit(WINDOW, context(sequence))
+            worker.submit((WINDOW, context(sequence)))
         submitted.set()
 
     feeder = threading.Thread(target=feed)
@@ -79,14 +84,14 @@ def test_block_keeps_order_and_loses_nothing(locator, fixes):
 
 def test_drop_oldest_counts_what_it_drops_and_the_next_fix_says_so(locator, fixes):
     worker = worker_of(locator, fixes, policy="drop-oldest", capacity=3)
-    worker.submit(WINDOW, context(0))
+    worker.submit((WINDOW, context(0)))
     assert locator.began.wait(WAIT_S)  # 0 is being answered
     for sequence in range(1, 11):
-        worker.submit(WINDOW, context(sequence))
+        worker.submit((WINDOW, context(sequence)))
     assert worker.dropped == 7
     locator.gate.set()
     worker.drain()
-    worker.submit(WINDOW, context(11))
+    worker.submit((WINDOW, context(11)))
     worker.drain()
     assert [fix.sequence for fix in fixes] == [0, 8, 9, 10, 11]
     assert [fix.dropped_windows for fix in fixes] == [0, 7, 0, 0, 0]
@@ -97,7 +102,7 @@ def test_drop_oldest_counts_what_it_drops_and_the_next_fix_says_so(locator, fixe
 def test_what_a_window_lost_before_it_came_is_added(locator, fixes):
     locator.gate.set()
     worker = worker_of(locator, fixes)
-    worker.submit(WINDOW, context(0, dropped=4))
+    worker.submit((WINDOW, context(0, dropped=4)))
     worker.stop()
     assert fixes[0].dropped_windows == 4
 
@@ -105,7 +110,7 @@ def test_what_a_window_lost_before_it_came_is_added(locator, fixes):
 def test_stop_answers_what_waits(locator, fixes):
     worker = worker_of(locator, fixes, policy="block", capacity=8)
     for sequence in range(5):
-        worker.submit(WINDOW, context(sequence))
+        worker.submit((WINDOW, context(sequence)))
     assert locator.began.wait(WAIT_S)
     stopper = threading.Thread(target=worker.stop)
     stopper.start()
@@ -117,7 +122,7 @@ def test_stop_answers_what_waits(locator, fixes):
 
 def test_settle_gives_up_after_its_time(locator, fixes):
     worker = worker_of(locator, fixes)
-    worker.submit(WINDOW, context(0))
+    worker.submit((WINDOW, context(0)))
     worker.settle(0.01)
     assert fixes == []
     locator.gate.set()
@@ -131,12 +136,12 @@ def test_a_failure_of_the_locator_reaches_the_caller(locator, fixes, policy):
     locator.fail_at = 1
     worker = worker_of(locator, fixes, policy=policy, capacity=4)
     for sequence in range(4):
-        worker.submit(WINDOW, context(sequence))
+        worker.submit((WINDOW, context(sequence)))
     locator.gate.set()
     with pytest.raises(EngineError, match="no more"):
         worker.drain()
     with pytest.raises(EngineError, match="no more"):
-        worker.submit(WINDOW, context(4))
+        worker.submit((WINDOW, context(4)))
     assert [fix.sequence for fix in fixes] == [0]
     worker.stop()
     assert isinstance(worker.failure, EngineError)
@@ -145,14 +150,14 @@ def test_a_failure_of_the_locator_reaches_the_caller(locator, fixes, policy):
 def test_a_failure_lets_go_of_a_caller_that_is_held_back(locator, fixes):
     locator.fail_at = 0
     worker = worker_of(locator, fixes, policy="block", capacity=1)
-    worker.submit(WINDOW, context(0))
+    worker.submit((WINDOW, context(0)))
     assert locator.began.wait(WAIT_S)
-    worker.submit(WINDOW, context(1))
+    worker.submit((WINDOW, context(1)))
     raised: list[Exception] = []
 
     def feed():
         try:
-            worker.submit(WINDOW, context(2))
+            worker.submit((WINDOW, context(2)))
         except EngineError as error:
             raised.append(error)
 
@@ -170,9 +175,9 @@ def test_a_failure_of_deliver_counts_too(locator):
         raise ConfigError("nobody wants it")
 
     locator.gate.set()
-    worker = InferenceWorker(locator, deliver)
+    worker = InferenceWorker(lambda job, dropped: locator.locate(*job), deliver)
     worker.start()
-    worker.submit(WINDOW, context(0))
+    worker.submit((WINDOW, context(0)))
     with pytest.raises(ConfigError, match="nobody"):
         worker.drain()
     worker.stop()

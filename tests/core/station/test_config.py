@@ -135,6 +135,14 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[propagation]", "level_dbfs_at_1km", [-30.0], ["loud", "inf"]),
     ("[propagation]", "level_sigma_db", [0.1], [0.0]),
     ("[model]", "uri", ["compiled", "other.onnx"], [""]),
+    ("[model]", "registry", ["sqlite:///models.db", "http://127.0.0.1:5000"], [5]),
+    ("[model]", "poll_s", [0.0, 3600.0], [-1.0, 90_000.0]),
+    ("[model]", "contract", ["model.json"], [5]),
+    ("[model]", "fallback", ["compiled", "local.onnx"], ["", "grpc://nowhere"]),
+    ("[model]", "deadline_ms", [1.0, 1000.0], [0.0, 70_000.0]),
+    ("[model]", "max_in_flight", [1, 256], [0, 257]),
+    ("[model]", "session", [{"threads": 2, "providers": ["cuda", "cpu"], "strict": True}], [{"threads": 0}]),
+    ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),
     ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
@@ -146,6 +154,10 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
 def toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
     if value in ("nan", "inf"):
         return str(value)
     return repr(value).replace("'", '"')

@@ -1,0 +1,222 @@
+"""One arm of the engine: the versions of a source, one of which serves while others come and go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from localize_core.engine.health import Health
+from localize_core.engine.locator import Locator
+from localize_core.engine.serving import Version
+from localize_core.errors import ConfigError, EngineError, LocalizeError, ModelError, RegistryError, UnavailableError
+from localize_core.model.admission import admit
+from localize_core.model.base import ModelSource, Release
+from localize_core.model.contract import Contract
+
+log = logging.getLogger(__name__)
+
+
+class Loader:
+    """Makes releases serve: opens, admits and warms them, all for the same windows.
+
+    `like`: contract that windows are made by, None for the first model, which decides. `time_steps`: frames of a
+    window, 0 while that is not known.
+    """
+
+    def __init__(self, *, min_confidence: float, probability: float) -> None:
+        self.min_confidence, self.probability = min_confidence, probability
+        self.like: Contract | None = None
+        self.time_steps = 0
+
+    def load(self, release: Release, *, as_fallback: bool = False) -> Version:
+        """Raises ModelError for a model that is no good, RegistryError or UnavailableError where it is out of reach."""
+        model = release.open()
+        try:
+            admit(model, time_steps=self.time_steps or _natural_steps(model.contract), like=self.like)
+            locator = Locator(
+                model,
+                min_confidence=self.min_confidence,
+                probability=self.probability,
+                backend=f"fallback:{model.identity.backend}" if as_fallback else None,
+            )
+        except BaseException:
+            model.close()
+            raise
+        return Version(release.key, locator)
+
+
+def _natural_steps(contract: Contract) -> int:
+    """Frames of some window that the model takes."""
+    return contract.time_steps or (contract.golden.time_steps if contract.golden else contract.min_time_steps)
+
+
+class Arm:
+    """A place that versions of one source serve in, one at a time.
+
+    `current` answers; `previous` stays loaded, so that going back takes no time. Changes come from one thread at a
+    time, answers from any. Conditions of `health` begin with `prefix`.
+    """
+
+    def __init__(self, name: str, source: ModelSource, loader: Loader, health: Health, *, prefix: str) -> None:
+        self.name, self.source = name, source
+        self.current: Version | None = None
+        self.previous: Version | None = None
+        self._loader, self._health, self._prefix = loader, health, prefix
+        self._seen: str | None = None  # the source's latest release, whatever came of it: only another one is news
+        self._changing = threading.Lock()
+
+    # Answering
+
+    @contextmanager
+    def serving(self) -> Iterator[Version | None]:
+        """The version that answers, which stays loaded meanwhile. None where there is none."""
+        while True:
+            version = self.current
+            if version is None or version.acquire():
+                break
+        try:
+            yield version
+        finally:
+            if version is not None:
+                version.release()
+
+    @property
+    def versions(self) -> list[Version]:
+        """What is loaded."""
+        return [version for version in (self.current, self.previous) if version is not None]
+
+    def unavailable(self, why: str) -> bool:
+        """An inference server did not answer a window. Returns whether that is news."""
+        return self._health.report(f"{self._prefix}_unavailable", why)
+
+    def note_answer(self, *, failed: bool) -> bool:
+        """It has answered windows, or failed on one. Returns whether that is news."""
+        over = self._health.clear(f"{self._prefix}_unavailable")
+        if failed:
+            return self._health.report(f"{self._prefix}_error", "inference failed, or its answer means nothing") or over
+        return self._health.clear(f"{self._prefix}_error") or over
+
+    # Changing
+
+    def open(self) -> None:
+        """Serve what the source names, or else the release that served last.
+
+        Raises ModelError, RegistryError or UnavailableError where neither will do.
+        """
+        try:
+            release = self.source.latest()
+            version = self._loader.load(release)
+        except (ModelError, RegistryError, UnavailableError) as error:
+            kept = self.source.remembered()
+            if kept is None:
+                raise
+            condition = "rejected" if isinstance(error, ModelError) else "unreachable"
+            self._swap(self._loader.load(kept))
+            detail = f"{error}; started with version {kept.key}, which was kept here"
+            self._health.report(f"{self._prefix}_{condition}", detail)
+        else:
+            self._seen = release.key
+            self._install(version, release)
+
+    def refresh(self) -> bool:
+        """Serve what the source names now, where that is news. Returns whether the source has answered.
+
+        What is wrong is a condition of `health`, and the version that serves goes on.
+        """
+        try:
+            release = self.source.latest()
+        except (RegistryError, UnavailableError) as error:
+            return self._unreachable(error)
+        except LocalizeError as error:
+            self._health.report(f"{self._prefix}_rejected", str(error))
+            return True
+        if release.key != self._seen:
+            try:
+                self._serve(release)
+            except (RegistryError, UnavailableError) as error:
+                return self._unreachable(error)
+            except (ConfigError, EngineError, ModelError) as error:
+                log.warning("%s: %s", self.name, error)
+                self._health.report(f"{self._prefix}_rejected", str(error))
+            else:
+                self._health.clear(f"{self._prefix}_rejected")
+            self._seen = release.key
+        self._health.clear(f"{self._prefix}_unreachable")
+        return True
+
+    def reload(self) -> None:
+        """Serve what the source names now, trying again what was rejected. Raises what is wrong with it."""
+        release = self.source.latest()
+        self._serve(release)
+        self._seen = release.key
+        self._health.clear(f"{self._prefix}_rejected", f"{self._prefix}_unreachable")
+
+    def activate(self, version: str) -> None:
+        """Serve that version until the source names another. Raises what is wrong with it."""
+        self._serve(self.source.release(version))
+
+    def rollback(self) -> None:
+        """Serve the version before, at once. Raises ConfigError where there is none."""
+        with self._changing:
+            if self.previous is None:
+                raise ConfigError(f"rollback: {self.name} has no version before this one")
+            self.current, self.previous = self.previous, self.current
+
+    def change_source(self, source: ModelSource) -> None:
+        """Serve what another source names. Raises what is wrong with it: then all is as before."""
+        release = source.latest()
+        version = self._loader.load(release)
+        self.source, self._seen = source, release.key
+        self._install(version, release)
+
+    def take_over(self, other: Arm) -> None:
+        """Serve the other arm's version, which leaves it. Raises ConfigError where it has none."""
+        version = other.current
+        if version is None:
+            raise ConfigError(f"promote: {other.name} has no version that serves")
+        other.current = None
+        self._swap(version)
+
+    def close(self) -> None:
+        """Let go of all versions, once nothing uses them any more."""
+        versions, self.current, self.previous = self.versions, None, None
+        for version in versions:
+            version.retire()
+
+    def _serve(self, release: Release) -> None:
+        if self.current is not None and self.current.key == release.key:
+            return
+        with self._changing:
+            if self.previous is not None and self.previous.key == release.key:
+                self.current, self.previous = self.previous, self.current
+                return
+        self._install(self._loader.load(release), release)
+
+    def _install(self, version: Version, release: Release) -> None:
+        self._swap(version)
+        self.source.remember(release)
+
+    def _swap(self, version: Version) -> None:
+        """From now on `version` answers. What was there stays at hand, what was before that goes."""
+        with self._changing:
+            old, self.previous = self.previous, self.current
+            self.current = version
+        if old is not None:
+            old.retire()
+        identity = version.locator.model.identity
+        log.info("%s: %s version %s (%s) serves", self.name, identity.name, identity.version, identity.sha256[:12])
+
+    def _unreachable(self, error: LocalizeError) -> bool:
+        self._health.report(f"{self._prefix}_unreachable", str(error))
+        return False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Source, the version that serves and the one before it."""
+        return {
+            "uri": self.source.uri,
+            "serving": None if self.current is None else self.current.as_dict(),
+            "previous": None if self.previous is None else self.previous.as_dict(),
+        }

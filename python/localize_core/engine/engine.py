@@ -1,0 +1,508 @@
+"""Windows in, fixes out, with models that come and go: one engine serves streams and requests alike."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from localize_core.engine.arm import Arm, Loader
+from localize_core.engine.experiment import Experiment
+from localize_core.engine.health import Health
+from localize_core.engine.locator import WindowContext
+from localize_core.engine.requests import MAX_REQUESTS, Request, empty_window, request_window
+from localize_core.engine.serving import Version
+from localize_core.engine.settings import ChallengerSettings, ServingSettings
+from localize_core.engine.sources import open_source
+from localize_core.engine.watcher import Watcher
+from localize_core.engine.windows import Window
+from localize_core.engine.worker import InferenceWorker
+from localize_core.errors import ConfigError, LocalizeError, ModelError, UnavailableError
+from localize_core.model.admission import admit, check_window
+from localize_core.model.contract import Contract
+from localize_core.model.source import RemoteUri, parse_model_uri
+from localize_core.types.fix import Fix
+
+log = logging.getLogger(__name__)
+
+VACANT_POLL_S = 5.0
+"""How often a source is asked while the arm has no version at all."""
+SHADOW_CAPACITY = 8
+COMMANDS = ("info", "health", "reload", "activate", "rollback", "promote", "share")
+
+OnStatus = Callable[[dict[str, Any]], None]
+OnFix = Callable[[Fix], None]
+_Comparison = tuple[Window, WindowContext, Fix, Arm]
+
+
+class Engine:
+    """Turns windows into fixes with the models that its settings name, and exchanges them while it runs.
+
+    `compiled`: the station's compiled model, which the source string `compiled` stands for. `station`: name in fixes
+    that answer requests, the contract's if empty. `min_confidence`: below it the answer is no fix. `probability`: what
+    the ellipse of a fix is said to hold.
+
+    A new engine has loaded and admitted its champion, and knows the `contract` of windows. After `prepare` it answers;
+    between `start` and `stop` it also watches the sources, takes commands and compares. Answers may be asked for from
+    any thread.
+
+    Raises ConfigError, ModelError, RegistryError or UnavailableError where there is no champion to begin with: where a
+    registry does not answer, the release that served last will do, and for an inference server the fallback.
+    """
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        *,
+        compiled: Path | None = None,
+        station: str = "",
+        min_confidence: float = 0.5,
+        probability: float = 0.95,
+    ) -> None:
+        self.settings = settings
+        self.health = Health()
+        self.shadow_dropped = 0
+        self._compiled = compiled
+        self._loader = Loader(min_confidence=_checked_confidence(min_confidence), probability=probability)
+        source = open_source(settings.uri, settings, compiled=compiled)
+        self._champion = Arm("champion", source, self._loader, self.health, prefix="model")
+        self._challenger: Arm | None = None
+        self._experiment: Experiment | None = None
+        self._fallback: Version | None = None
+        if settings.fallback is not None:
+            local = open_source(settings.fallback, settings, compiled=compiled)
+            self._fallback = self._loader.load(local.latest(), as_fallback=True)
+            self._loader.like = self._fallback.locator.model.contract
+        try:
+            self._champion.open()
+        except UnavailableError as error:
+            if self._fallback is None:
+                raise
+            self._champion.unavailable(str(error))
+        self.contract: Contract = self._at_hand().locator.model.contract
+        self._loader.like = self.contract
+        self.station = station or self.contract.name
+        self._numbering = threading.Lock()
+        self._numbered = 0
+        self._live = False
+        self._on_status: OnStatus | None = None
+        self._on_shadow: OnFix | None = None
+        self._shadow: InferenceWorker[_Comparison, tuple[_Comparison, Fix]] | None = None
+        self._watcher: Watcher | None = None
+
+    # Life
+
+    @property
+    def time_steps(self) -> int:
+        """Frames in a window of a stream, 0 before `prepare`."""
+        return self._loader.time_steps
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether answers come over a network, so that it pays to wait for several at a time."""
+        return isinstance(parse_model_uri(self.settings.uri), RemoteUri)
+
+    def prepare(self, time_steps: int = 0) -> None:
+        """Get ready for windows of so many frames; 0 where the contract says how many.
+
+        Raises ConfigError where the contract says otherwise, ModelError where a model is no good for them. A challenger
+        that is no good is a matter of `health`.
+        """
+        self._loader.time_steps = _agreed_steps(self.contract, time_steps)
+        for version in [*self._champion.versions, *self._fallbacks()]:
+            try:
+                admit(version.locator.model, time_steps=self.time_steps, like=self.contract)
+            except UnavailableError as error:
+                self._champion.unavailable(str(error))
+        self._open_challenger(self.settings.challenger)
+
+    def start(self, *, on_status: OnStatus | None = None, on_shadow: OnFix | None = None, live: bool = False) -> None:
+        """Watch, take commands and compare. Both functions are called from threads of the engine.
+
+        `live`: comparisons are the first to go where time is short; otherwise they hold the caller back.
+        """
+        self._on_status, self._on_shadow, self._live = on_status, on_shadow, live
+        self._shadow = InferenceWorker(
+            self._compared,
+            self._deliver_comparison,
+            policy="drop-oldest" if live else "block",
+            capacity=SHADOW_CAPACITY,
+            low_priority=True,
+            name="localize-shadow",
+        )
+        self._shadow.start()
+        self._watcher = Watcher(self._poll, self._poll_s, name="localize-models")
+        self._watcher.start()
+        self.health.run()
+        self.notify()
+
+    def stop(self) -> None:
+        """End the engine's threads; models stay loaded, and answers can still be had."""
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._shadow is not None:
+            self._shadow.stop()
+        self._watcher = self._shadow = None
+        self.health.stop()
+        self.notify()
+
+    def close(self) -> None:
+        """Let go of all models."""
+        for arm in self._arms():
+            arm.close()
+        for version in self._fallbacks():
+            version.retire()
+
+    # Answers
+
+    def locate(self, window: Window, context: WindowContext) -> Fix:
+        """The fix of one window of a stream. Never raises on data."""
+        return self._located([window], [context])[0]
+
+    def predict(self, requests: Sequence[Request]) -> list[Fix]:
+        """A fix for each of 1 to 100 requests, in their order and with their ids; each fails alone.
+
+        Raises ConfigError for another number of requests.
+        """
+        if not 1 <= len(requests) <= MAX_REQUESTS:
+            raise ConfigError(f"{len(requests)} requests: a batch has 1 to {MAX_REQUESTS}")
+        fixes: dict[int, Fix] = {}
+        windows: dict[int, tuple[Window, WindowContext]] = {}
+        alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            began_s = time.monotonic()
+            try:
+                window, start = request_window(request, self.contract, self.time_steps)
+            except ConfigError as error:
+                log.warning("request %s: %s", request.id, error)
+                fixes[index] = self.refuse(request, "invalid_request")
+                continue
+            windows[index] = window, self._context(request, start, began_s)
+            alike[request.stream, window.features.shape[2]].append(index)
+        for indices in alike.values():
+            pairs = [windows[index] for index in indices]
+            located = self._located([window for window, _ in pairs], [context for _, context in pairs])
+            fixes.update(zip(indices, located, strict=True))
+        return [fixes[index] for index in range(len(requests))]
+
+    def refuse(self, request: Request, reason: str) -> Fix:
+        """The fix of a request that no model is asked about."""
+        context = self._context(request, request.start or (int(time.time()), 0.0), time.monotonic())
+        return self._at_hand().locator.refuse(empty_window(self.contract), context, reason)
+
+    def _context(self, request: Request, start: tuple[int, float], began_s: float) -> WindowContext:
+        with self._numbering:
+            sequence = self._numbered
+            self._numbered += 1
+        return WindowContext(
+            station=self.station,
+            stream=request.stream,
+            sequence=sequence,
+            start=start,
+            time_source="none" if request.start is None else "rx_time",
+            frequency_hz=self.contract.frequency_hz if request.frequency_hz is None else request.frequency_hz,
+            alignment=None,
+            completed_s=began_s,
+            dropped=0,
+            id=request.id,
+        )
+
+    def _located(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> list[Fix]:
+        """Fixes of windows of one stream and one length."""
+        challenger, experiment = self._challenger, self._experiment
+        if challenger is None or experiment is None:
+            return self._answered(self._champion, windows, contexts)
+        chosen = challenger if experiment.serves(contexts[0].stream) else self._champion
+        fixes = self._answered(chosen, windows, contexts)
+        if experiment.compares:
+            other = self._champion if chosen is challenger else challenger
+            for window, context, fix in zip(windows, contexts, fixes, strict=True):
+                self._compare((window, context, fix, other))
+        return fixes
+
+    def _answered(self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> list[Fix]:
+        with arm.serving() as version:
+            if version is not None:
+                try:
+                    fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
+                except UnavailableError as error:
+                    if arm.unavailable(str(error)):
+                        self.notify()
+                else:
+                    version.statistics.add(fixes)
+                    self._take_note(arm, fixes)
+                    return fixes
+        if arm is not self._champion:
+            return self._answered(self._champion, windows, contexts)
+        version = self._at_hand()
+        if version is not self._fallback:
+            return [
+                version.locator.refuse(window, context, "model_unavailable")
+                for window, context in zip(windows, contexts, strict=True)
+            ]
+        fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
+        version.statistics.add(fixes)
+        return fixes
+
+    def _take_note(self, arm: Arm, fixes: Sequence[Fix]) -> None:
+        """The arm has answered: what does that say of its health?"""
+        failed = any(fix.reason == "model_error" for fix in fixes)
+        if arm.note_answer(failed=failed):
+            self.notify()
+
+    def _at_hand(self) -> Version:
+        """A version that answers when the champion does not: the fallback, else the champion itself refuses."""
+        version = self._fallback or self._champion.current
+        assert version is not None  # without a fallback, there is no engine without a champion
+        return version
+
+    # Comparison
+
+    def _compare(self, job: _Comparison) -> None:
+        """Have the other arm answer a window as well, unless time is short."""
+        _, context, fix, _ = job
+        shadow = self._shadow
+        if shadow is None:
+            return
+        if self._live and time.monotonic() - context.completed_s > fix.window_duration_s:
+            self.shadow_dropped += 1  # the stream itself is behind: the machine is all its own
+            return
+        before = shadow.dropped
+        shadow.submit(job)
+        self.shadow_dropped += shadow.dropped - before
+
+    def _compared(self, job: _Comparison, dropped: int) -> tuple[_Comparison, Fix]:
+        window, context, _, other = job
+        with other.serving() as version:
+            if version is None:
+                return job, self._at_hand().locator.refuse(window, context, "model_unavailable", arm="shadow")
+            try:
+                fix = version.locator.locate(window, context, arm="shadow")
+            except UnavailableError as error:
+                other.unavailable(str(error))
+                return job, version.locator.refuse(window, context, "model_unavailable", arm="shadow")
+            version.statistics.add([fix])
+            other.note_answer(failed=fix.reason == "model_error")
+            return job, fix
+
+    def _deliver_comparison(self, compared: tuple[_Comparison, Fix]) -> None:
+        (_, _, fix, other), shadow = compared
+        if self._on_shadow is not None:
+            self._on_shadow(shadow)
+        experiment, challenger = self._experiment, self._challenger
+        if experiment is None or challenger is None:
+            return
+        ours, theirs = self._champion.current, challenger.current
+        pair = (shadow, fix) if other is self._champion else (fix, shadow)
+        if ours is None or theirs is None or not experiment.compare(*pair, ours.statistics, theirs.statistics):
+            return
+        if experiment.state == "rolled_back":
+            self.health.report("experiment_rolled_back", experiment.reason)
+        log.info("experiment %s: %s %s", experiment.name, experiment.state, experiment.reason)
+        self.notify()
+
+    # Settings that may change
+
+    @property
+    def min_confidence(self) -> float:
+        return self._loader.min_confidence
+
+    @property
+    def probability(self) -> float:
+        return self._loader.probability
+
+    def set_min_confidence(self, min_confidence: float) -> None:
+        """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
+        self._loader.min_confidence = _checked_confidence(min_confidence)
+        for version in [
+            *(v for arm in self._arms() for v in arm.versions),
+            *([self._fallback] if self._fallback else []),
+        ]:
+            version.locator.min_confidence = min_confidence
+
+    def set_share_percent(self, percent: float) -> None:
+        """The challenger's share of the streams. Raises ConfigError outside 0 to 100, or where none has a share."""
+        if not 0.0 <= percent <= 100.0:
+            raise ConfigError(f"share_percent={percent}: must lie between 0 and 100")
+        if self._experiment is None or self._experiment.settings.mode != "split":
+            raise ConfigError(f"share_percent={percent}: only a challenger in mode split has a share to set")
+        self._experiment.set_share_percent(percent)
+
+    def configure(self, settings: ServingSettings) -> None:
+        """Go over to other settings while running; models that they leave as they are are not loaded again.
+
+        Raises what is wrong with the new champion: then all is as before. ConfigError for a new fallback.
+        """
+        self._running().do(lambda: self._configured(settings)).result()
+        self.notify()
+
+    def _configured(self, settings: ServingSettings) -> None:
+        before = self.settings
+        if settings.fallback != before.fallback:
+            raise ConfigError("fallback: changes with a restart only")
+        fields = ("uri", "registry", "contract", "deadline_ms", "max_in_flight", "session")
+        moved = any(getattr(settings, field) != getattr(before, field) for field in fields)
+        if moved:
+            self._champion.change_source(open_source(settings.uri, settings, compiled=self._compiled))
+        self.settings = settings
+        if moved or settings.challenger != before.challenger:
+            self._open_challenger(settings.challenger)
+
+    def _open_challenger(self, settings: ChallengerSettings | None) -> None:
+        """Begin another experiment, or none. A challenger that is no good leaves the champion alone."""
+        old, self._challenger, self._experiment = self._challenger, None, None
+        if old is not None:
+            old.close()
+        self.health.clear(
+            "challenger_unreachable", "challenger_rejected", "challenger_unavailable", "experiment_rolled_back"
+        )
+        if settings is None:
+            return
+        source = open_source(settings.uri, self.settings)
+        challenger = Arm("challenger", source, self._loader, self.health, prefix="challenger")
+        challenger.refresh()
+        self._experiment = Experiment(settings)
+        self._challenger = challenger
+
+    # Commands
+
+    def submit(
+        self, command: str, *, arm: str = "champion", version: str = "", percent: float | None = None
+    ) -> Future[dict[str, Any]]:
+        """Begin a command; the future holds its answer, or what it raised.
+
+        `info`: everything about models and experiment; `health`; `reload`: ask the source now, and try again what was
+        rejected; `activate`: serve `version` until the source names another; `rollback`: serve the version before;
+        `promote`: the challenger's version becomes the champion; `share`: `percent` of the streams for the challenger.
+        Only `reload` and `activate` take time. Raises ConfigError for another command, or a part that is missing.
+        """
+        if command not in COMMANDS:
+            raise ConfigError(f"command {command!r}: must be one of {', '.join(COMMANDS)}")
+        chosen = next((each for each in self._arms() if each.name == arm), None)
+        if chosen is None:
+            raise ConfigError(f"arm={arm!r}: there is none; there are {', '.join(each.name for each in self._arms())}")
+        if command == "activate" and not version:
+            raise ConfigError("activate: needs a version")
+        if command == "reload":
+            return self._running().do(lambda: self._changed(chosen, chosen.reload))
+        if command == "activate":
+            return self._running().do(lambda: self._changed(chosen, lambda: chosen.activate(version)))
+        done: Future[dict[str, Any]] = Future()
+        try:
+            if command == "rollback":
+                done.set_result(self._changed(chosen, chosen.rollback))
+            elif command == "promote":
+                done.set_result(self._changed(self._champion, self._promote))
+            elif command == "share":
+                if percent is None:
+                    raise ConfigError("share: needs percent")
+                self.set_share_percent(percent)
+                done.set_result(self.info())
+            else:
+                done.set_result(self.info() if command == "info" else self.health.as_dict())
+        except LocalizeError as error:
+            done.set_exception(error)
+        return done
+
+    def execute(self, command: str, **parts: Any) -> dict[str, Any]:
+        """Carry out a command and wait for its answer. Raises as `submit` does, and what is wrong with a model."""
+        return self.submit(command, **parts).result()
+
+    def status(self) -> dict[str, Any]:
+        """Health, and which model serves."""
+        version = self._champion.current or self._at_hand()
+        identity = version.locator.model.identity
+        return {
+            **self.health.as_dict(),
+            "model": identity.name,
+            "version": identity.version,
+            "sha256": identity.sha256,
+        }
+
+    def info(self) -> dict[str, Any]:
+        """All there is to know: health, arms with versions, contract and figures, experiment, fallback."""
+        return {
+            **self.status(),
+            "arms": {arm.name: arm.as_dict() for arm in self._arms()},
+            "experiment": None if self._experiment is None else self._experiment.as_dict(),
+            "shadow_dropped": self.shadow_dropped,
+            "fallback": None if self._fallback is None else self._fallback.as_dict(),
+        }
+
+    def notify(self) -> None:
+        """Tell how things are to whoever wants to know."""
+        if self._on_status is not None:
+            self._on_status(self.status())
+
+    def _changed(self, arm: Arm, change: Callable[[], None]) -> dict[str, Any]:
+        before = arm.current
+        change()
+        if arm is self._challenger and arm.current is not before:
+            self._restart_experiment()
+        self.notify()
+        return self.info()
+
+    def _promote(self) -> None:
+        challenger = self._challenger
+        if challenger is None:
+            raise ConfigError("promote: there is no challenger")
+        self._experiment = None
+        self._champion.take_over(challenger)
+        self._open_challenger(None)
+
+    def _restart_experiment(self) -> None:
+        """Another version of the challenger: nothing is known of it yet."""
+        if self._experiment is not None:
+            self._experiment.restart()
+            self.health.clear("experiment_rolled_back")
+
+    # Watching
+
+    def _running(self) -> Watcher:
+        if self._watcher is None:
+            raise ConfigError("the engine is not running")
+        return self._watcher
+
+    def _arms(self) -> list[Arm]:
+        return [arm for arm in (self._champion, self._challenger) if arm is not None]
+
+    def _fallbacks(self) -> list[Version]:
+        return [] if self._fallback is None else [self._fallback]
+
+    def _poll_s(self) -> float:
+        if any(arm.current is None for arm in self._arms()):
+            return min(self.settings.poll_s or VACANT_POLL_S, VACANT_POLL_S)
+        return self.settings.poll_s
+
+    def _poll(self) -> bool:
+        before, answered = self.health.conditions, True
+        for arm in self._arms():
+            version = arm.current
+            answered &= arm.refresh()
+            if arm is self._challenger and arm.current is not version:
+                self._restart_experiment()
+            if arm.current is not version:
+                self.notify()
+        if self.health.conditions != before:
+            self.notify()
+        return answered
+
+
+def _checked_confidence(min_confidence: float) -> float:
+    if not 0.0 <= min_confidence <= 1.0:
+        raise ConfigError(f"min_confidence={min_confidence}: must lie between 0 and 1")
+    return min_confidence
+
+
+def _agreed_steps(contract: Contract, time_steps: int) -> int:
+    steps = time_steps or contract.time_steps or 0
+    try:
+        check_window(contract, steps)
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
+    return steps

@@ -1,0 +1,47 @@
+"""From a model source string and the settings beside it to where that model comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localize_core.engine.settings import ServingSettings
+from localize_core.errors import ConfigError
+from localize_core.model.base import ModelSource
+from localize_core.model.contract import Contract
+from localize_core.model.source import CompiledUri, FileSource, FileUri, RegistryUri, parse_model_uri
+
+
+def open_source(uri: str, settings: ServingSettings, *, compiled: Path | None = None) -> ModelSource:
+    """The source that `uri` names. `compiled`: the station's compiled model, where there is a station.
+
+    Nothing is asked or loaded yet. Raises ConfigError for a string that names nothing, a contract file that cannot be
+    read, or an optional package that is missing.
+    """
+    named = parse_model_uri(uri)
+    contract = None if settings.contract is None else read_contract(settings.contract)
+    if isinstance(named, CompiledUri):
+        if compiled is None:
+            raise ConfigError(
+                "model 'compiled': needs a station's geometry; use localizer with a station file, or the file that "
+                "`gr-localize compile` writes"
+            )
+        return FileSource(compiled, session=settings.session)
+    if isinstance(named, FileUri):
+        return FileSource(named.path, contract=contract, session=settings.session)
+    if isinstance(named, RegistryUri):
+        from localize_core.model.registry import RegistrySource
+
+        return RegistrySource(named, registry=settings.registry, contract=contract, session=settings.session)
+    from localize_core.model.remote import RemoteSource
+
+    return RemoteSource(
+        named, deadline_s=settings.deadline_ms / 1e3, max_in_flight=settings.max_in_flight, contract=contract
+    )
+
+
+def read_contract(path: str) -> Contract:
+    """A contract in a JSON file. Raises ConfigError where it cannot be read, ModelError where it is no good."""
+    try:
+        return Contract.from_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"contract={path}: cannot be read: {error}") from error
