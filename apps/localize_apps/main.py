@@ -19,6 +19,7 @@ from localize_core.errors import ConfigError, LocalizeError
 COMMANDS = {
     "demo": ("localize_apps.demo", "Locate a simulated emitter, in this terminal or as a picture."),
     "run": ("localize_apps.run", "Run the station that a station file describes."),
+    "control": ("localize_apps.control", "Ask a running station about its models, or have it change them."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
     "train": ("localize_apps.train", "Train a model from simulation, channel data sets or labelled recordings."),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from localize_core.errors import ConfigError, ModelError, SourceError
+from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
 from localize_core.station.config import load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 def command(station_file: Path, duration_s: float | None, as_json: bool, folder: Path | None, fast: bool) -> int:
     """Run the station described in the file STATION and print its fixes.
 
+    SIGHUP reads STATION again and loads the model that its [model] names now.
+
     Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work.
     """
     station = load_station(station_file, folder=folder)
@@ -47,11 +49,22 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
 
     def note(status: dict[str, Any]) -> None:
-        log.log(logging.INFO if status.get("state") in (None, "ready") else logging.WARNING, "status: %s", status)
+        log.log(logging.WARNING if status["state"] in ("degraded", "failed") else logging.INFO, "status: %s", status)
 
     try:
-        result = run_station(station, on_fix=show, on_status=note, duration_s=duration_s, live=not fast)
-    except (ModelError, SourceError) as error:  # nothing has run yet: what the station names is no good
+        result = run_station(
+            station,
+            on_fix=show,
+            on_status=note,
+            duration_s=duration_s,
+            live=not fast,
+            reread=lambda: load_station(station_file, folder=folder),
+        )
+    except (
+        ModelError,
+        SourceError,
+        UnknownModelError,
+    ) as error:  # nothing has run yet: what the station names is no good
         raise ConfigError(str(error)) from error
     if isinstance(result.failure, BrokenPipeError):
         # Whoever read this has seen enough; the interpreter must not flush to the closed pipe when it ends.

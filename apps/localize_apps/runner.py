@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from localize_core.errors import ConfigError, LocalizeError
+from localize_core.service.control import ControlServer
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.types.fix import Fix
 
@@ -153,11 +155,13 @@ def run_station(
     duration_s: float | None = None,
     live: bool = True,
     stopped: threading.Event | None = None,
+    reread: Callable[[], Station] | None = None,
 ) -> RunResult:
     """Run a station until its sources end, `duration_s` of stream has passed, `stopped` is set or a signal comes.
 
     `live=False` runs simulated streams as fast as they go, losing nothing. Callbacks come from one thread of the
-    flowgraph, in order. Raises ConfigError, ModelError or SourceError before anything starts.
+    flowgraph, in order. `reread`: the station as its file says now, asked for at SIGHUP; its `[model]` takes effect
+    at once. Raises ConfigError, ModelError, RegistryError, UnavailableError or SourceError before anything starts.
     """
     stopped = stopped or threading.Event()
     listener = _Listener(on_fix, on_status or (lambda _: None), stopped.set)
@@ -170,13 +174,17 @@ def run_station(
         ended.set()
         stopped.set()
 
-    with _signals(stopped):
+    hung_up = threading.Event()
+    with _signals(stopped, hung_up), _controlled(graph, station):
         graph.start()
         waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
         waiter.start()
         while not stopped.wait(0.2):
             if graph.failure is not None:
                 break
+            if hung_up.is_set() and reread is not None:
+                hung_up.clear()
+                station = _reload(graph, station, reread)
         interrupted = not ended.is_set() and graph.failure is None
         if not ended.is_set():
             if interrupted:
@@ -189,13 +197,54 @@ def run_station(
     return RunResult(listener.fixes, graph.localizer.inference.dropped, failure, interrupted)
 
 
+def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]) -> Station:
+    """Have the engine go over to the `[model]` of the file as it is now. Returns the station that runs."""
+    engine = graph.localizer.engine
+    try:
+        wanted = reread()
+    except ConfigError as error:
+        log.error("reload: going on as before: %s", error)
+        return station
+    if wanted.model_copy(update={"model": station.model}) != station:
+        log.warning("reload: only [model] takes effect while the station runs; the rest takes a restart")
+    if wanted.model.probability != station.model.probability:
+        log.warning("reload: model.probability takes a restart")
+    engine.set_min_confidence(wanted.model.min_confidence)
+
+    def tell(done: Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            log.info("reload: done")
+        else:
+            log.error("reload: going on with the model that serves: %s", error)
+
+    engine.configure(wanted.model).add_done_callback(tell)
+    return station.model_copy(update={"model": wanted.model})
+
+
 @contextmanager
-def _signals(stopped: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stopped` meanwhile; elsewhere than in the main thread signals stay as they are."""
+def _controlled(graph: StationGraph, station: Station) -> Iterator[None]:
+    """Take commands meanwhile, where the station says so."""
+    if station.control is None:
+        yield
+        return
+    server = ControlServer(graph.localizer.engine, station.control.endpoint)
+    server.start()
+    log.info("commands are taken at %s", server.endpoint)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _signals(stopped: threading.Event, hung_up: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stopped`, SIGHUP `hung_up`; not so where this is not the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    events = {signal.SIGINT: stopped, signal.SIGTERM: stopped, signal.SIGHUP: hung_up}
+    before = {number: signal.signal(number, lambda which, _: events[which].set()) for number in events}
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import numpy as np
 import pmt
 from localize_core.engine.requests import Request
 from localize_core.errors import ConfigError
+from localize_core.service.control import check_command
 
 from . import tags
 
@@ -32,13 +33,7 @@ def command_from_pmt(message: Any) -> tuple[str, dict[str, Any]]:
         parts = {ARGUMENTS[command]: value} if command in ARGUMENTS else {}
     else:
         raise ConfigError(f"not a command: {str(message)[:80]}")
-    if unknown := sorted(parts.keys() - {"arm", "version", "percent"}):
-        raise ConfigError(f"{command}: unknown {', '.join(unknown)}; a command may have arm, version and percent")
-    if "version" in parts:
-        parts["version"] = str(parts["version"])
-    if "percent" in parts and (isinstance(parts["percent"], bool) or not isinstance(parts["percent"], (int, float))):
-        raise ConfigError(f"percent={parts['percent']!r}: wanted a number")
-    return command, parts
+    return check_command(command, parts)
 
 
 def requests_from_pmt(message: Any) -> list[Request]:

@@ -133,7 +133,9 @@ class Arm:
         except LocalizeError as error:
             self._health.report(f"{self._prefix}_rejected", str(error))
             return True
-        if release.key != self._seen:
+        if self.current is not None and release.key == self.current.key:
+            self._health.clear(f"{self._prefix}_rejected")  # the source has come back to what serves
+        elif release.key != self._seen:
             try:
                 self._serve(release)
             except (RegistryError, UnavailableError) as error:
@@ -143,7 +145,7 @@ class Arm:
                 self._health.report(f"{self._prefix}_rejected", str(error))
             else:
                 self._health.clear(f"{self._prefix}_rejected")
-            self._seen = release.key
+        self._seen = release.key
         self._health.clear(f"{self._prefix}_unreachable")
         return True
 

@@ -333,25 +333,32 @@ class Engine:
             raise ConfigError(f"share_percent={percent}: only a challenger in mode split has a share to set")
         self._experiment.set_share_percent(percent)
 
-    def configure(self, settings: ServingSettings) -> None:
-        """Go over to other settings while running; models that they leave as they are are not loaded again.
+    def configure(self, settings: ServingSettings) -> Future[None]:
+        """Go over to other settings while running, and ask all sources for news.
 
-        Raises what is wrong with the new champion: then all is as before. ConfigError for a new fallback.
+        Models that the settings leave as they are are not loaded again. The future raises what is wrong with the new
+        champion: then the one before goes on; ConfigError for a new fallback, which takes a restart.
         """
-        self._running().do(lambda: self._configured(settings)).result()
-        self.notify()
+        return self._running().do(lambda: self._configured(settings))
 
     def _configured(self, settings: ServingSettings) -> None:
         before = self.settings
         if settings.fallback != before.fallback:
-            raise ConfigError("fallback: changes with a restart only")
+            raise ConfigError("fallback: another one takes a restart")
         fields = ("uri", "registry", "contract", "deadline_ms", "max_in_flight", "session")
         moved = any(getattr(settings, field) != getattr(before, field) for field in fields)
-        if moved:
-            self._champion.change_source(open_source(settings.uri, settings, compiled=self._compiled))
-        self.settings = settings
-        if moved or settings.challenger != before.challenger:
-            self._open_challenger(settings.challenger)
+        try:
+            if moved:
+                self._champion.change_source(open_source(settings.uri, settings, compiled=self._compiled))
+            self.settings = settings
+            if moved or settings.challenger != before.challenger:
+                self._open_challenger(settings.challenger)
+            elif self._challenger is not None:
+                self._refresh(self._challenger)
+            if not moved:
+                self._champion.reload()
+        finally:
+            self.notify()
 
     def _open_challenger(self, settings: ChallengerSettings | None) -> None:
         """Begin another experiment, or none. A challenger that is no good leaves the champion alone."""
@@ -482,13 +489,17 @@ class Engine:
     def _poll(self) -> bool:
         before, answered = self.health.conditions, True
         for arm in self._arms():
-            version = arm.current
-            answered &= arm.refresh()
-            if arm is self._challenger and arm.current is not version:
-                self._restart_experiment()
-            if arm.current is not version:
-                self.notify()
+            answered &= self._refresh(arm)
         if self.health.conditions != before:
+            self.notify()
+        return answered
+
+    def _refresh(self, arm: Arm) -> bool:
+        version = arm.current
+        answered = arm.refresh()
+        if arm.current is not version:
+            if arm is self._challenger:
+                self._restart_experiment()
             self.notify()
         return answered
 

@@ -6,6 +6,7 @@ The inference stage configures itself from it and refuses what does not match.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from localize_core.geodesy import LocalFrame
 
 METADATA_KEY = "localize.contract"
 INPUT_NAME = "features"
+METRES_PER_DEGREE = 111_195.0
+"""Of latitude, on a sphere of the Earth's mean radius."""
 OUTPUT_NAMES = ("position", "uncertainty", "confidence")
 
 
@@ -74,6 +77,12 @@ class Frame(_Part):
     @property
     def local(self) -> LocalFrame:
         return LocalFrame(self.latitude, self.longitude, self.altitude_m)
+
+    def metres_per_unit(self, position: tuple[float, float]) -> tuple[float, float]:
+        """What a unit of either coordinate measures round a position in this frame, to a percent."""
+        if self.kind == "enu_m":
+            return 1.0, 1.0
+        return METRES_PER_DEGREE, METRES_PER_DEGREE * max(math.cos(math.radians(position[0])), 1e-9)
 
 
 class Golden(_Part):

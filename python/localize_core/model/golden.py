@@ -63,7 +63,13 @@ def check_golden(model: Model) -> None:
         raise
     except EngineError as error:
         raise ModelError(f"{model.label}: golden vector: {error}") from error
-    difference = golden_difference(answer, golden.position, golden.uncertainty, golden.confidence)
+    difference = golden_difference(
+        answer,
+        golden.position,
+        golden.uncertainty,
+        golden.confidence,
+        metres=model.contract.frame.metres_per_unit(golden.position),
+    )
     if not difference <= TOLERANCE:
         raise ModelError(
             f"{model.label}: golden vector: expected position {golden.position}, uncertainty {golden.uncertainty}, "
@@ -73,13 +79,20 @@ def check_golden(model: Model) -> None:
 
 
 def golden_difference(
-    answer: ModelOutput, position: tuple[float, float], uncertainty: tuple[float, float, float], confidence: float
+    answer: ModelOutput,
+    position: tuple[float, float],
+    uncertainty: tuple[float, float, float],
+    confidence: float,
+    *,
+    metres: tuple[float, float] = (1.0, 1.0),
 ) -> float:
     """Largest deviation of an answer of batch 1: position in standard deviations, axes relative, their direction in
     radians (as far as the ellipse has one), confidence absolute. NaN where anything is not finite.
+
+    `metres`: what a unit of either coordinate of the position measures.
     """
     sigma = max(min(uncertainty[0], uncertainty[1]), 1e-9)
-    moved = np.abs(answer.position[0] - np.array(position)) / sigma
+    moved = np.abs(answer.position[0] - np.array(position)) * np.array(metres) / sigma
     axes = np.abs(answer.uncertainty[0, :2] / np.array(uncertainty[:2]) - 1.0)
     elongation = 1.0 - (sigma / max(uncertainty[0], uncertainty[1])) ** 2
     turned = abs(math.sin(math.radians(answer.uncertainty[0, 2] - uncertainty[2]))) * elongation

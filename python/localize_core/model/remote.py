@@ -100,7 +100,6 @@ class _Served:
     input: str
     flat: bool
     max_batch: int | None
-    is_triton: bool
 
     @property
     def key(self) -> str:
@@ -144,7 +143,7 @@ class _Connection:
         name, flat = check_interface(contract, inputs, outputs, "FP32", label=label)
         batch = inputs[0][2][0]
         max_batch = config.max_batch_size if config and config.max_batch_size > 0 else batch if batch > 0 else None
-        return _Served(version, contract, sha256, name, flat, max_batch, config is not None)
+        return _Served(version, contract, sha256, name, flat, max_batch)
 
     def infer(self, served: _Served, features: np.ndarray, until_s: float, *, label: str) -> ModelOutput:
         """Answer windows, in as many requests as the server wants them in.
@@ -168,7 +167,6 @@ class _Connection:
                 [entry],
                 model_version=served.version,
                 outputs=[self._triton.InferRequestedOutput(name) for name in OUTPUT_NAMES],
-                timeout=int(1e6 * left_s) if served.is_triton else None,
                 client_timeout=left_s,
             )
             found = [(name, _values(result, name)) for name in OUTPUT_NAMES]

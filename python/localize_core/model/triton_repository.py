@@ -192,10 +192,9 @@ def _config(model: OnnxModel, name: str, backend: str) -> Any:
     for output in OUTPUT_NAMES:
         config.output.add(name=output, data_type=pb.TYPE_FP32, dims=[*lead, OUTPUT_WIDTHS[output]])
     if batches:
-        # Requests of another length wait for their own batch: nothing here allows ragged ones.
-        policy = config.dynamic_batching.default_queue_policy
-        policy.timeout_action = pb.ModelQueuePolicy.REJECT
-        policy.allow_timeout_override = True  # a window whose station has given up on it is not computed
+        # Requests of another length wait for their own batch: nothing here allows ragged ones. No queue policy with a
+        # timeout: with one, Triton's batcher now and then sleeps for half a second over a waiting request.
+        config.dynamic_batching.SetInParent()
     config.version_policy.all.SetInParent()  # adding a version takes none away from the stations that use it
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     if backend == "onnxruntime":

@@ -13,6 +13,7 @@ from localize_core.engine.settings import ChallengerSettings, GateSettings, Serv
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
+from localize_core.service.control import check_endpoint
 from localize_core.simulation.scene import SceneConfig
 
 if sys.version_info >= (3, 11):
@@ -178,6 +179,20 @@ class FileTable(_Table):
     max_files: int = Field(5, ge=1)
 
 
+class ControlTable(_Table):
+    """Where a running station takes commands."""
+
+    endpoint: str = Field("tcp://127.0.0.1:5556", description="ZeroMQ; on this machine only")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        try:
+            return check_endpoint(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+
 class PublishTable(_Table):
     """Any number of sinks of each kind: one table, or an array of tables."""
 
@@ -200,6 +215,7 @@ class Station(_Table):
     propagation: PropagationTable = PropagationTable()
     model: ModelTable = ModelTable()
     publish: PublishTable = PublishTable()
+    control: ControlTable | None = None
     cache: _Table = Field(_Table(), description="no keys yet")
     metrics: _Table = Field(_Table(), description="no keys yet")
     scene: SceneConfig | None = None
@@ -291,6 +307,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "publish": PublishTable,
     "zmq": ZmqTable,
     "file": FileTable,
+    "control": ControlTable,
     "cache": _Table,
     "metrics": _Table,
     "scene": SceneConfig,

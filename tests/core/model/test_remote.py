@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PATIENT_S = 30.0
 """A deadline that a busy machine keeps."""
 DEADLINE_S = 2.0
-"""One that tests wait for. Triton's Python backend now and then sleeps for 0.5 s before it takes a request."""
+"""One that tests wait for."""
 
 HELD_MODEL = '''
 import os, time

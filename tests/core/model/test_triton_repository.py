@@ -62,6 +62,7 @@ def test_the_folder_of_the_shipped_model(tmp_path):
         ("confidence", pb.TYPE_FP32, [1]),
     ]
     assert config.HasField("dynamic_batching")
+    assert not config.dynamic_batching.HasField("default_queue_policy")
     assert not any(entry.allow_ragged_batch for entry in config.input)
     assert config.version_policy.HasField("all")
     (group,) = config.instance_group

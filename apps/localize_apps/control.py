@@ -1,0 +1,91 @@
+"""`gr-localize control`: ask a running station about its models, or have it change them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from localize_core.engine.engine import COMMANDS
+from localize_core.service.control import send_command
+from rich.console import Console
+from rich.table import Table
+
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
+
+
+@click.command("control")
+@click.argument("name", metavar="COMMAND", type=click.Choice(COMMANDS))
+@click.argument("value", required=False)
+@click.option("--endpoint", default=DEFAULT_ENDPOINT, show_default=True, help="Of the station's [control].")
+@click.option("--arm", type=click.Choice(["champion", "challenger"]), default="champion", show_default=True)
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the station's answer as one JSON object.")
+def command(name: str, value: str | None, endpoint: str, arm: str, timeout_s: float, as_json: bool) -> int:
+    """Have the running station carry out COMMAND and print how it stands then.
+
+    \b
+    info              models, versions, figures, experiment
+    health            whether it is well, and why not
+    reload            ask for a newer model now; try again what was rejected
+    activate VERSION  serve that version, until the model's source names another
+    rollback          serve the version before, at once
+    promote           the challenger's version becomes the champion
+    share PERCENT     of the streams, for a challenger in mode split
+
+    Exits with 1 when no station answers, with 2 when it refuses.
+    """
+    parts: dict[str, Any] = {"arm": arm}
+    wanted = {"activate": "version", "share": "percent"}.get(name)
+    if (value is not None) != (wanted is not None):
+        raise click.UsageError(f"{name} takes {'a ' + wanted if wanted else 'no value'}")
+    if wanted is not None and value is not None:
+        parts[wanted] = _number(value) if wanted == "percent" else value
+    answer = send_command(endpoint, name, timeout_s=timeout_s, **parts)
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        _show(answer)
+    return 0
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise click.UsageError(f"share takes a number of percent, not {text!r}") from error
+
+
+def _show(answer: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"[bold]{answer['state']}[/bold]")
+    for reason in answer["reasons"]:
+        console.print(f"  {reason['reason']} since {reason['since']}: {reason['detail']}", markup=False)
+    if "arms" not in answer:
+        return
+    table = Table("arm", "model", "version", "digest", "loaded since", "windows", "errors", "P50 / P95 / P99 ms")
+    for arm, found in answer["arms"].items():
+        for label, version in ((arm, found["serving"]), (f"{arm}, before", found["previous"])):
+            if version is not None:
+                table.add_row(label, *_cells(version))
+    if answer["fallback"] is not None:
+        table.add_row("fallback", *_cells(answer["fallback"]))
+    console.print(table)
+    experiment = answer["experiment"]
+    if experiment is not None:
+        figures = ", ".join(f"{key} {_shown(value)}" for key, value in experiment["comparison"].items())
+        console.print(
+            f"{experiment['name']}: {experiment['mode']}, {experiment['state']} {experiment['reason'] or ''}, "
+            f"{experiment['share_percent']:g} % of streams; {figures}",
+            markup=False,
+        )
+
+
+def _cells(version: dict[str, Any]) -> list[str]:
+    counts = [str(version["windows"]), str(version["errors"])]
+    times = " / ".join(_shown(value) for value in version["inference_time_ms"].values())
+    return [version["name"], version["version"], version["sha256"][:12], version["loaded_since"], *counts, times]
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

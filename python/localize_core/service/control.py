@@ -1,0 +1,121 @@
+"""Commands to an engine in another process: one JSON object asks, one answers, over ZeroMQ."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from typing import Any
+
+import zmq
+
+from localize_core.engine.engine import Engine
+from localize_core.errors import ConfigError, LocalizeError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+LOCAL = ("ipc://", "tcp://127.0.0.1:", "tcp://[::1]:", "tcp://localhost:")
+"""There is no authentication: whoever reaches the endpoint may change the model."""
+PARTS = ("arm", "version", "percent")
+POLL_MS = 200
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Raises ConfigError for an endpoint that other machines could reach."""
+    if not endpoint.startswith(LOCAL):
+        raise ConfigError(f"endpoint {endpoint!r}: commands are taken on this machine only: {', '.join(LOCAL)}…")
+    return endpoint
+
+
+class ControlServer:
+    """Answers commands at `endpoint`, between `start` and `stop`, in a thread of its own.
+
+    A command is a JSON object: `command` and what it takes, see `Engine.submit`. The answer is the engine's, with `ok`
+    true; or `ok` false and `error`. Raises ConfigError for an endpoint beyond this machine.
+    """
+
+    def __init__(self, engine: Engine, endpoint: str) -> None:
+        self._engine, self.endpoint = engine, check_endpoint(endpoint)
+        self._stopping = threading.Event()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="localize-control", daemon=True)
+
+    def start(self) -> None:
+        """Raises ConfigError where the endpoint cannot be bound."""
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
+        socket.setsockopt(zmq.LINGER, 0)
+        try:
+            socket.bind(self.endpoint)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise ConfigError(f"control.endpoint={self.endpoint}: {error.strerror or error}") from error
+        self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)  # with the port that was free
+        self._socket = socket
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        assert self._socket is not None
+        with self._socket as socket:
+            while not self._stopping.is_set():
+                if socket.poll(POLL_MS):
+                    socket.send(json.dumps(self._answer(socket.recv())).encode())
+
+    def _answer(self, message: bytes) -> dict[str, Any]:
+        try:
+            command, parts = parse_command(message)
+            return {"ok": True, **self._engine.execute(command, **parts)}
+        except LocalizeError as error:
+            return {"ok": False, "error": str(error)}
+        except Exception as error:  # whoever asked gets to know, the station runs on
+            log.exception("a command failed")
+            return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+
+
+def parse_command(message: str | bytes) -> tuple[str, dict[str, Any]]:
+    """A command and its parts. Raises ConfigError for anything that is none."""
+    try:
+        found = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("command"), str):
+        raise ConfigError("wanted a JSON object with a command")
+    return check_command(found.pop("command"), found)
+
+
+def check_command(command: str, parts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The command with its parts as an engine wants them. Raises ConfigError for a part that is none."""
+    if unknown := sorted(parts.keys() - set(PARTS)):
+        raise ConfigError(f"{command}: unknown {', '.join(unknown)}; a command may have {', '.join(PARTS)}")
+    checked: dict[str, Any] = {key: str(value) for key, value in parts.items() if key != "percent"}
+    percent = parts.get("percent")
+    if percent is not None:
+        if isinstance(percent, bool) or not isinstance(percent, (int, float)):
+            raise ConfigError(f"percent={percent!r}: wanted a number")
+        checked["percent"] = float(percent)
+    return command, checked
+
+
+def send_command(endpoint: str, command: str, *, timeout_s: float = 30.0, **parts: Any) -> dict[str, Any]:
+    """Have the station at `endpoint` carry out a command.
+
+    Raises UnavailableError where nothing answers in time, ConfigError with what the station has to say against it.
+    """
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+    with socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        try:
+            socket.connect(check_endpoint(endpoint))
+        except zmq.ZMQError as error:
+            raise ConfigError(f"endpoint {endpoint!r}: {error.strerror or error}") from error
+        socket.send(json.dumps({"command": command, **parts}).encode())
+        if not socket.poll(int(timeout_s * 1e3)):
+            raise UnavailableError(f"{endpoint}: no station answered within {timeout_s:g} s")
+        answer: dict[str, Any] = json.loads(socket.recv())
+    if not answer.pop("ok"):
+        raise ConfigError(str(answer["error"]))
+    return answer
