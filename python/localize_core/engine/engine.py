@@ -302,6 +302,7 @@ class Engine:
         if ours is None or theirs is None or not experiment.compare(*pair, ours.statistics, theirs.statistics):
             return
         if experiment.state == "rolled_back":
+            self.health.clear("challenger_error", "challenger_unavailable")  # it is not asked any more
             self.health.report("experiment_rolled_back", experiment.reason)
         log.info("experiment %s: %s %s", experiment.name, experiment.state, experiment.reason)
         self.notify()

@@ -187,7 +187,7 @@ def test_a_canary_takes_streams_one_way_only(arms, make_window, make_context):
         for stream in streams:
             seen[stream].append(engine.locate(window, make_context(stream=stream)).model.arm)
         engine._shadow.drain()
-    assert all(arms == sorted(arms) for arms in seen.values())  # champion, champion, challenger, …
+    assert all(arms == sorted(arms, reverse=True) for arms in seen.values())  # champion, champion, challenger, …
     counts = [Counter(arms[n] for arms in seen.values())["challenger"] for n in range(6)]
     assert counts[0] <= 5
     assert 2 <= counts[1] <= 20
