@@ -86,7 +86,7 @@ class onnx_inference(gr.sync_block):
         share_percent: float = 10.0,
         experiment: str = "",
         threads: int = 1,
-        providers: Sequence[str] = ("cpu",),
+        providers: str = "cpu",
         strict_providers: bool = False,
         optimisation: str = "all",
         arena: bool = True,
@@ -97,7 +97,7 @@ class onnx_inference(gr.sync_block):
             self.engine = model
         else:
             beside = {"uri": challenger, "mode": challenger_mode, "share_percent": share_percent}
-            session = {"threads": threads, "providers": tuple(providers), "strict": strict_providers}
+            session = {"threads": threads, "providers": tuple(filter(None, providers.replace(",", " ").split())), "strict": strict_providers}
             settings = make_settings(
                 ServingSettings,
                 uri=model,
@@ -159,10 +159,6 @@ class onnx_inference(gr.sync_block):
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
         self.engine.set_min_confidence(min_confidence)
-
-    def set_share_percent(self, share_percent: float) -> None:
-        """The challenger's share of the streams. Raises ConfigError outside 0 to 100."""
-        self.engine.set_share_percent(share_percent)
 
     @property
     def dropped(self) -> int:

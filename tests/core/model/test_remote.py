@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -397,7 +398,7 @@ def test_a_frozen_server(start_triton, opened, tiny):
 class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """What the Open Inference Protocol asks for, and no more. `answer` says what it does with a request."""
 
-    def __init__(self, contract: Contract) -> None:
+    def __init__(self, contract: Contract, credentials: grpc.ServerCredentials | None = None) -> None:
         self.inputs = [("features", "FP32", [-1, len(contract.channels), contract.rows, -1])]
         self.outputs = [("position", [-1, 2]), ("uncertainty", [-1, 3]), ("confidence", [-1, 1])]
         self.versions: list[str] = []
@@ -407,7 +408,11 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.max_receive_message_length", -1)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        self.address = f"127.0.0.1:{port}"
         self._server.start()
 
     def stop(self) -> None:
@@ -577,6 +582,44 @@ def test_bounded_in_flight(small, opened, make_contract):
             release.set()
         assert all(each.result(PATIENT_S).confidence[0, 0] == 0.5 for each in pending)
     assert small.peak == 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_tls(make_contract, tmp_path):
+    """In another process: gRPC reads once which authorities it trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run([*made, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    pair = (key.read_bytes(), certificate.read_bytes())
+    contract = make_contract()
+    server = SmallServer(contract, grpc.ssl_server_credentials([pair]))
+    script = (
+        "import sys; from localize_core.model.source import parse_model_uri\n"
+        "from localize_core.model.contract import Contract; from localize_core.model.remote import RemoteSource\n"
+        "contract = Contract.from_json(sys.stdin.read())\n"
+        "print(RemoteSource(parse_model_uri(sys.argv[1]), contract=contract).latest().open().label)"
+    )
+
+    def ask(scheme: str, roots: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, f"{scheme}://{server.address}/plain"],
+            input=contract.model_dump_json(),
+            env={**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(roots)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    try:
+        trusted = ask("grpcs", certificate)
+        assert trusted.stdout == f"grpcs://{server.address}/plain\n", trusted.stderr
+        for refused in (ask("grpcs", tmp_path / "none.pem"), ask("grpc", certificate)):
+            assert refused.returncode == 1
+            assert "UnavailableError" in refused.stderr
+    finally:
+        server.stop()
 
 
 def test_waiting_for_a_place_counts_against_the_deadline(small, opened, make_contract):
