@@ -187,17 +187,18 @@ class _Connection:
 
     def _config(self, version: str) -> Any:
         """The model's configuration, which is Triton's own extension of the protocol; None on another server."""
-        try:
-            return self._client.get_model_config(self._name, version, client_timeout=ASK_S).config
-        except self._triton.InferenceServerException as error:
-            if error.status() == "StatusCode.UNIMPLEMENTED":
-                return None
-            raise UnavailableError(f"{self._server}: {error}") from error
+        answer = self._ask(self._client.get_model_config, self._name, version, unless="StatusCode.UNIMPLEMENTED")
+        return None if answer is None else answer.config
 
-    def _ask(self, call: Callable[..., Any], *arguments: str) -> Any:
+    def _ask(self, call: Callable[..., Any], *arguments: str, unless: str | None = None) -> Any:
+        """What the server answers; None where it does so with the status `unless`."""
         try:
             return call(*arguments, client_timeout=ASK_S)
-        except (self._triton.InferenceServerException, ValueError) as error:
+        except self._triton.InferenceServerException as error:
+            if unless is not None and error.status() == unless:
+                return None
+            raise UnavailableError(f"{self._server}: {error}") from error
+        except ValueError as error:  # gRPC's for a channel that was closed meanwhile
             raise UnavailableError(f"{self._server}: {error}") from error
 
 
