@@ -8,8 +8,6 @@ from typing import Any
 import click
 from localize_core.engine.engine import COMMANDS
 from localize_core.service.control import send_command
-from rich.console import Console
-from rich.table import Table
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 
@@ -57,34 +55,28 @@ def _number(text: str) -> float:
 
 
 def _show(answer: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"[bold]{answer['state']}[/bold]")
+    click.echo(answer["state"])
     for reason in answer["reasons"]:
-        console.print(f"  {reason['reason']} since {reason['since']}: {reason['detail']}", markup=False)
-    if "arms" not in answer:
-        return
-    table = Table("arm", "model", "version", "digest", "loaded since", "windows", "errors", "P50 / P95 / P99 ms")
-    for arm, found in answer["arms"].items():
-        for label, version in ((arm, found["serving"]), (f"{arm}, before", found["previous"])):
+        click.echo(f"  {reason['reason']} since {reason['since']}: {reason['detail']}")
+    for arm, found in answer.get("arms", {}).items():
+        for label, version in ((arm, found["serving"]), ("  before", found["previous"])):
             if version is not None:
-                table.add_row(label, *_cells(version))
-    if answer["fallback"] is not None:
-        table.add_row("fallback", *_cells(answer["fallback"]))
-    console.print(table)
-    experiment = answer["experiment"]
-    if experiment is not None:
+                click.echo(f"{label}: {_described(version)}")
+    if answer.get("fallback"):
+        click.echo(f"fallback: {_described(answer['fallback'])}")
+    if experiment := answer.get("experiment"):
+        reason = f", {experiment['reason']}" if experiment["reason"] else ""
         figures = ", ".join(f"{key} {_shown(value)}" for key, value in experiment["comparison"].items())
-        console.print(
-            f"{experiment['name']}: {experiment['mode']}, {experiment['state']} {experiment['reason'] or ''}, "
-            f"{experiment['share_percent']:g} % of streams; {figures}",
-            markup=False,
-        )
+        click.echo(f"experiment {experiment['name']}: {experiment['mode']}, {experiment['state']}{reason}")
+        click.echo(f"  {experiment['share_percent']:g} % of streams; {figures}")
 
 
-def _cells(version: dict[str, Any]) -> list[str]:
-    counts = [str(version["windows"]), str(version["errors"])]
+def _described(version: dict[str, Any]) -> str:
     times = " / ".join(_shown(value) for value in version["inference_time_ms"].values())
-    return [version["name"], version["version"], version["sha256"][:12], version["loaded_since"], *counts, times]
+    return (
+        f"{version['name']} {version['version']} ({version['sha256'][:12]}) since {version['loaded_since']}, "
+        f"{version['windows']} windows, {version['errors']} errors, P50 / P95 / P99 {times} ms"
+    )
 
 
 def _shown(value: float | None) -> str:

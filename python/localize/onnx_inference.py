@@ -97,7 +97,11 @@ class onnx_inference(gr.sync_block):
             self.engine = model
         else:
             beside = {"uri": challenger, "mode": challenger_mode, "share_percent": share_percent}
-            session = {"threads": threads, "providers": tuple(filter(None, providers.replace(",", " ").split())), "strict": strict_providers}
+            session = {
+                "threads": threads,
+                "providers": tuple(filter(None, providers.replace(",", " ").split())),
+                "strict": strict_providers,
+            }
             settings = make_settings(
                 ServingSettings,
                 uri=model,

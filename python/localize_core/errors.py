@@ -32,6 +32,10 @@ class RegistryError(LocalizeError):
     """A model registry cannot be reached, or does not have what was asked for."""
 
 
+class UnknownModelError(RegistryError):
+    """The registry answers, but has no such model, version or alias."""
+
+
 class PublishError(LocalizeError):
     """A sink cannot be opened or has failed."""
 

@@ -26,7 +26,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from localize_core.errors import ConfigError, LocalizeError, MissingExtraError, ModelError, RegistryError
+from localize_core.errors import (
+    ConfigError,
+    LocalizeError,
+    MissingExtraError,
+    ModelError,
+    RegistryError,
+    UnknownModelError,
+)
 from localize_core.model.admission import admit
 from localize_core.model.base import Model, Release
 from localize_core.model.contract import METADATA_KEY, Contract
@@ -70,10 +77,6 @@ ENVIRONMENT = {
 """What MLflow is told before it is imported, where the user has not said otherwise."""
 CHATTY = ("mlflow", "alembic")
 """Loggers that would tell of every migration of a database."""
-
-
-class UnknownModelError(RegistryError):
-    """The registry answers, but has no such model, version or alias."""
 
 
 @dataclass(frozen=True)

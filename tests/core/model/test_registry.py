@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import spox.opset.ai.onnx.v17 as op
-from localize_core.errors import ConfigError, MissingExtraError, ModelError, RegistryError
+from localize_core.errors import ConfigError, MissingExtraError, ModelError, RegistryError, UnknownModelError
 from localize_core.model.contract import METADATA_KEY, Golden
 from localize_core.model.golden import golden_features
 from localize_core.model.onnx_model import OnnxModel, model_digest, model_files
@@ -30,7 +30,6 @@ from localize_core.model.registry import (
     MAX_TAG_CHARACTERS,
     ModelRegistry,
     RegistrySource,
-    UnknownModelError,
     registry_uri,
 )
 from localize_core.model.source import parse_model_uri

@@ -1,0 +1,243 @@
+"""A headless station that is told what to do: `gr-localize control`, and SIGHUP."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from localize_apps.main import main
+from localize_core.engine.engine import Engine
+from localize_core.engine.settings import ServingSettings
+from localize_core.errors import ConfigError, UnavailableError
+from localize_core.model.contract import METADATA_KEY, Contract
+from localize_core.service.control import ControlServer, parse_command, send_command
+from localize_core.station.config import parse_station
+
+STATION = """
+[station]
+name = "one"
+sample_rate_hz = 20e3
+frequency_hz = 433.92e6
+[[receiver]]
+name = "only"
+latitude = 45.069
+longitude = 7.6933
+source = { kind = "scene" }
+[area]
+south = 45.0
+west = 7.6
+north = 45.14
+east = 7.79
+[features]
+rows = 32
+window_s = 0.1
+[propagation]
+level_dbfs_at_1km = -30.0
+[scene]
+bandwidth_hz = 5e3
+track = [[45.0781, 7.6703]]
+"""
+WAIT_S = 60.0
+COMMAND = [sys.executable, "-m", "localize_apps.main"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, model_cache) -> Path:
+    """A station whose model is the file model.onnx, version 1, and which takes commands at `control`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.toml").write_text(STATION)
+    assert main(["compile", "plain.toml", "-o", "model.onnx"]) == 0
+    station = f'{STATION}[model]\nuri = "model.onnx"\npoll_s = 0\n[control]\nendpoint = "ipc://{tmp_path}/control"\n'
+    (tmp_path / "station.toml").write_text(station)
+    return tmp_path
+
+
+def write_version(path: Path, version: str, *, to: Path | None = None) -> None:
+    """The same model under another version."""
+    model = onnx.load(path)
+    (entry,) = [entry for entry in model.metadata_props if entry.key == METADATA_KEY]
+    contract = Contract.from_json(entry.value).model_copy(update={"model_version": version})
+    onnx.helper.set_model_props(model, {METADATA_KEY: contract.model_dump_json()})
+    draft = path.with_suffix(".draft")
+    onnx.save(model, draft)
+    draft.replace(to or path)
+
+
+class Running:
+    """A station as a process, whose fixes are read as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "-v", "run", "station.toml", "--json"], stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self.fixes: list[dict[str, Any]] = []
+        self.ended = False
+        self._came = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._came:
+                self.fixes.append(json.loads(line))
+                self._came.notify_all()
+        with self._came:
+            self.ended = True
+            self._came.notify_all()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        with self._came:
+            assert self._came.wait_for(lambda: condition() or self.ended, WAIT_S), self.log.read_text()
+        assert condition(), self.log.read_text()
+
+    def wait_for_version(self, version: str) -> None:
+        self.wait_for(lambda: bool(self.fixes) and self.fixes[-1]["model"]["version"] == version)
+
+
+@pytest.fixture
+def running(folder) -> Iterator[Running]:
+    station = Running(folder)
+    station.wait_for_version("1")
+    yield station
+    station.process.send_signal(signal.SIGTERM)
+    assert station.process.wait(WAIT_S) == 0, station.log.read_text()
+    assert [fix["sequence"] for fix in station.fixes] == list(range(len(station.fixes)))
+
+
+def control(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [*COMMAND, "control", *arguments, "--endpoint", f"ipc://{folder}/control"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    return done.returncode, done.stdout or done.stderr
+
+
+def test_commands_from_another_terminal(folder, running):
+    code, shown = control(folder, "info")
+    assert code == 0
+    assert shown.startswith("ready\n")
+    assert "champion" in shown
+    write_version(folder / "model.onnx", "2")
+    code, shown = control(folder, "reload", "--json")
+    assert (code, json.loads(shown)["version"]) == (0, "2")
+    running.wait_for_version("2")
+    assert control(folder, "rollback")[0] == 0
+    running.wait_for_version("1")
+    (folder / "model.onnx").write_bytes(b"nothing")
+    code, shown = control(folder, "reload")
+    assert code == 2
+    assert "no ONNX file at all" in shown
+    code, shown = control(folder, "health")
+    assert (code, shown) == (0, "ready\n")
+    assert control(folder, "activate", "7") == (
+        2,
+        f"gr-localize: model {folder}/model.onnx: a file has no versions to choose from, there is no 7\n",
+    )
+
+
+def test_hangup_loads_what_the_file_holds_now(folder, running):
+    write_version(folder / "model.onnx", "2")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for_version("2")
+
+
+def test_hangup_reads_the_station_file_again(folder, running):
+    write_version(folder / "model.onnx", "3", to=folder / "other.onnx")
+    text = (folder / "station.toml").read_text()
+    (folder / "station.toml").write_text(text.replace('"model.onnx"', '"other.onnx"'))
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for_version("3")
+    (folder / "station.toml").write_text("not TOML")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for(lambda: "going on as before" in running.log.read_text())
+    running.wait_for_version("3")
+
+
+def test_a_hangup_with_a_bad_model_changes_nothing(folder, running):
+    (folder / "model.onnx").write_bytes(b"nothing")
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for(lambda: "going on with the model that serves" in running.log.read_text())
+    running.wait_for_version("1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dance"], "Invalid value for 'COMMAND'"),
+        (["activate"], "activate takes a version"),
+        (["share", "many"], "share takes a number of percent"),
+        (["info", "7"], "info takes no value"),
+        (["info", "--endpoint", "tcp://10.0.0.1:5556"], "commands are taken on this machine only"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    assert main(["control", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nobody_answers(tmp_path, capsys):
+    assert main(["control", "info", "--endpoint", f"ipc://{tmp_path}/nobody", "--timeout", "0.1"]) == 1
+    assert "no station answered within 0.1 s" in capsys.readouterr().err
+
+
+# the server itself
+
+
+@pytest.fixture
+def server(make_contract, make_model) -> Iterator[ControlServer]:
+    engine = Engine(ServingSettings(uri=str(make_model(make_contract(2))), poll_s=0.0))
+    engine.prepare(4)
+    engine.start()
+    found = ControlServer(engine, "tcp://127.0.0.1:*")
+    found.start()
+    yield found
+    found.stop()
+    engine.stop()
+
+
+def test_answers_over_a_socket(server):
+    answer = send_command(server.endpoint, "info")
+    assert answer["state"] == "ready"
+    with pytest.raises(ConfigError, match="no version before this one"):
+        send_command(server.endpoint, "rollback")
+    with pytest.raises(ConfigError, match="unknown colour"):
+        send_command(server.endpoint, "info", colour="red")
+    assert send_command(server.endpoint, "health")["live"] is True
+
+
+def test_an_endpoint_that_is_taken(server):
+    other = ControlServer(server._engine, server.endpoint)
+    with pytest.raises(ConfigError, match="Address already in use"):
+        other.start()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:5556", "tcp://*:5556", "udp://127.0.0.1:1", ""])
+def test_nobody_else_gives_commands(server, endpoint):
+    with pytest.raises(ConfigError, match="on this machine only"):
+        ControlServer(server._engine, endpoint)
+    with pytest.raises(ConfigError, match=r"control\.endpoint: .*on this machine only"):
+        parse_station(f'{STATION}[control]\nendpoint = "{endpoint}"\n', folder=Path())
+
+
+@pytest.mark.parametrize("message", ["", "7", "[]", "{}", '{"command": 7}', '{"command": "share", "percent": true}'])
+def test_what_is_no_command(message):
+    with pytest.raises(ConfigError):
+        parse_command(message)
+
+
+def test_nothing_listens():
+    with pytest.raises(UnavailableError, match="no station answered"):
+        send_command("tcp://127.0.0.1:1", "info", timeout_s=0.05)
