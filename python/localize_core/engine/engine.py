@@ -233,6 +233,8 @@ class Engine:
                 except UnavailableError as error:
                     if arm.unavailable(str(error)):
                         self.notify()
+                        if self._watcher is not None and self.settings.poll_s:
+                            self._watcher.hasten()  # the version that is asked for may be gone for another
                 else:
                     version.statistics.add(fixes)
                     self._take_note(arm, fixes)

@@ -32,6 +32,7 @@ class Watcher:
         self._changed = threading.Condition()
         self._stopping = False
         self._failures = 0
+        self._hurried = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -58,6 +59,12 @@ class Watcher:
             self._changed.notify_all()
         return done
 
+    def hasten(self) -> None:
+        """Poll soon: something points to news."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """End the thread when what it is at, and what was asked for before, is done."""
         with self._changed:
@@ -70,7 +77,9 @@ class Watcher:
         while True:
             with self._changed:
                 left_s = max(due_s - time.monotonic(), 0.0)
-                self._changed.wait_for(lambda: self._tasks or self._stopping, left_s)
+                self._changed.wait_for(lambda: self._tasks or self._stopping or self._hurried, left_s)
+                if self._hurried:
+                    due_s, self._hurried = min(due_s, time.monotonic() + RETRY_S), False
                 task = self._tasks.popleft() if self._tasks else None
                 if task is None and self._stopping:
                     return
