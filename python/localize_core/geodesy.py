@@ -92,18 +92,56 @@ class LocalFrame:
         longitude, latitude, altitude_m = _transform(xyz[..., 0], xyz[..., 1], xyz[..., 2], inverse=True)
         return latitude, longitude, altitude_m
 
-    def covariance_at(self, east_north_m: np.ndarray, covariance_m2: np.ndarray) -> np.ndarray:
-        """Turn a covariance of plane coordinates at a point into one of local (east, north) at that place.
+    @cached_property
+    def quadric(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lifted ellipsoid in this frame, see `ellipsoid_quadric`."""
+        return ellipsoid_quadric(self)
+
+    def on_ground(
+        self, east_m: float, north_m: float, covariance_m2: tuple[float, float, float]
+    ) -> tuple[float, float, tuple[float, float, float]]:
+        """A plane point's place, and the covariance of its plane coordinates as one of local east and north there.
 
         Far from the origin the local north is turned and the plane foreshortened; near it this changes nothing.
+        `covariance_m2`: of east, of east with north, of north, as is the last of what is returned: latitude, longitude
+        (degrees) and covariance. In plain numbers, for it is done for every fix, and arrays of two cost more than that.
         """
-        east_north_m = np.asarray(east_north_m, float)
-        step_m = 10.0
-        lat, lon = self.to_wgs84(east_north_m)
-        local = LocalFrame(float(lat), float(lon), self.altitude_m)
-        shifted = self.to_wgs84(east_north_m + step_m * np.eye(2))
-        jacobian = local.to_enu_m(*shifted, self.altitude_m)[:, :2].T / step_m
-        return jacobian @ covariance_m2 @ jacobian.T
+        (q11, q12, q13, q22, q23, q33), (g1, g2, g3), (east, north, up), origin = self._numbers
+        e, n = east_m, north_m
+        constant = q11 * e * e + 2.0 * q12 * e * n + q22 * n * n + 2.0 * (g1 * e + g2 * n)
+        half = g3 + q13 * e + q23 * n
+        u = -constant / (half + math.sqrt(max(half * half - q33 * constant, 0.0)))
+        x, y, z = (origin[k] + e * east[k] + n * north[k] + u * up[k] for k in range(3))
+        longitude, latitude, _ = _geodetic_to_ecef().transform(x, y, z, direction=TransformDirection.INVERSE)
+        # On the surface p'Qp + 2 g'p = 0, so dp is at right angles to Qp + g: that is how fast height changes.
+        steep = q13 * e + q23 * n + q33 * u + g3
+        rise_e = -(q11 * e + q12 * n + q13 * u + g1) / steep
+        rise_n = -(q12 * e + q22 * n + q23 * u + g2) / steep
+        lat, lon = math.radians(latitude), math.radians(longitude)
+        there_east = (-math.sin(lon), math.cos(lon), 0.0)
+        there_north = (-math.sin(lat) * math.cos(lon), -math.sin(lat) * math.sin(lon), math.cos(lat))
+        ee, en, ne, nn = (
+            sum(there[k] * (axis[k] + rise * up[k]) for k in range(3))
+            for there in (there_east, there_north)
+            for axis, rise in ((east, rise_e), (north, rise_n))
+        )
+        cee, cen, cnn = covariance_m2
+        return (
+            latitude,
+            longitude,
+            (
+                ee * ee * cee + 2.0 * ee * en * cen + en * en * cnn,
+                ee * ne * cee + (ee * nn + en * ne) * cen + en * nn * cnn,
+                ne * ne * cee + 2.0 * ne * nn * cen + nn * nn * cnn,
+            ),
+        )
+
+    @cached_property
+    def _numbers(self) -> tuple[tuple[float, ...], tuple[float, ...], list[list[float]], list[float]]:
+        """Quadric (upper triangle), gradient, axes and origin as plain numbers."""
+        quadric, gradient = self.quadric
+        upper = tuple(float(quadric[i, j]) for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)))
+        return upper, tuple(map(float, gradient)), self.axes.tolist(), self.origin_ecef_m.tolist()
 
 
 def semi_axes_m(altitude_m: float) -> tuple[float, float]:
@@ -128,7 +166,7 @@ def ellipsoid_quadric(frame: LocalFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def surface_up_m(frame: LocalFrame, east_north_m: np.ndarray) -> np.ndarray:
     """Height of the lifted ellipsoid above the frame's tangent plane, metres; (..., 2) in, (...) out."""
-    quadric, gradient = ellipsoid_quadric(frame)
+    quadric, gradient = frame.quadric
     e, n = east_north_m[..., 0], east_north_m[..., 1]
     constant = (
         quadric[0, 0] * e**2

@@ -21,7 +21,7 @@ from localize_core.dataset.windows import Label, Windows
 from localize_core.engine.frames import FeatureFrames, warmup_frames
 from localize_core.engine.history import History
 from localize_core.engine.masking import ChannelMask
-from localize_core.engine.windows import Window, WindowAssembler, window_centre
+from localize_core.engine.windows import Framing, Window, WindowAssembler
 from localize_core.errors import ConfigError, SourceError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.compiled.compile import contract_of
@@ -283,6 +283,7 @@ class _Labelled:
         centres = []
         hop_s = contract.hop / contract.sample_rate_hz
         frames = count // contract.hop
+        framing = Framing.of(contract)
         for first in range(warmup_frames(contract), frames - self._time_steps + 1, self._window_hop):
             told = times.at(first, first + self._time_steps - 1)
             if told is None:
@@ -290,7 +291,7 @@ class _Labelled:
                     f"{recordings[0].path}: its times and those beside it lie on no line, so none is known"
                 )
             start = shift_time(*told[1], (first - told[0]) * hop_s)
-            centres.append(window_centre(start, self._time_steps, contract))
+            centres.append(framing.centre(start, self._time_steps))
         return centres
 
     def _complete_windows(self) -> Iterator[Window]:

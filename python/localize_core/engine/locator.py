@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from localize_core.engine.masking import ChannelMask
-from localize_core.engine.windows import Window, window_centre
+from localize_core.engine.windows import Framing, Window
 from localize_core.errors import ConfigError, EngineError, UnavailableError
 from localize_core.features.quality import SampleFlag
-from localize_core.geodesy import LocalFrame
 from localize_core.model.base import Model, ModelOutput
-from localize_core.model.contract import Contract
 from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
 
 HORIZON_M = 6_000e3
@@ -61,6 +59,10 @@ class Locator:
         self.probability = probability
         self._identity = replace(model.identity, backend=backend or model.identity.backend)
         self._mask = ChannelMask(model.contract)
+        self._framing = Framing.of(model.contract)
+        self._frame = model.contract.frame.local
+        self._in_degrees = model.contract.frame.kind == "wgs84_deg"
+        self._names = [receiver.name for receiver in model.contract.receivers]
 
     def locate(self, window: Window, context: WindowContext, *, arm: str = "champion") -> Fix:
         """The fix of one window; see `locate_batch`."""
@@ -133,7 +135,6 @@ class Locator:
         arm: str,
         spent_ms: float,
     ) -> Fix:
-        contract = self.model.contract
         position: Position | None = None
         uncertainty: Uncertainty | None = None
         confidence = 0.0
@@ -144,11 +145,12 @@ class Locator:
         elif reason is None:
             reason = "model_error"
         steps = window.features.shape[2]
+        samples = steps * self._framing.hop
         return Fix(
             station=context.station,
             stream=context.stream,
             sequence=context.sequence,
-            timestamp=window_centre(context.start, steps, contract),
+            timestamp=self._framing.centre(context.start, steps),
             time_source=context.time_source,
             status="ok" if reason is None else "no_fix",
             reason=reason,
@@ -156,10 +158,10 @@ class Locator:
             uncertainty=uncertainty,
             confidence=confidence,
             frequency_hz=context.frequency_hz,
-            receivers=_reports(window, usable, contract),
+            receivers=_reports(window, usable, self._names),
             model=self._identity if arm == self._identity.arm else replace(self._identity, arm=arm),
-            window_samples=steps * contract.hop,
-            window_duration_s=steps * contract.hop / contract.sample_rate_hz,
+            window_samples=samples,
+            window_duration_s=samples / self._framing.sample_rate_hz,
             alignment=context.alignment,
             inference_time_ms=spent_ms,
             latency_ms=(time.monotonic() - context.completed_s) * 1e3,
@@ -169,38 +171,36 @@ class Locator:
 
     def _judged(self, output: ModelOutput) -> tuple[str | None, float, tuple[Position, Uncertainty] | None]:
         """Reason against the answer, its confidence, and its place where nothing is to be said against it."""
-        values = np.concatenate([output.position[0], output.uncertainty[0], output.confidence[0]])
-        if not np.isfinite(values).all() or min(output.uncertainty[0, :2]) <= 0.0:
+        first, second = output.position[0].tolist()
+        sigma_x, sigma_y, theta = output.uncertainty[0].tolist()
+        (confidence,) = output.confidence[0].tolist()
+        finite = all(map(math.isfinite, (first, second, sigma_x, sigma_y, theta, confidence)))
+        if not finite or min(sigma_x, sigma_y) <= 0.0:
             return "model_error", 0.0, None
-        confidence = float(np.clip(output.confidence[0, 0], 0.0, 1.0))
+        confidence = min(max(confidence, 0.0), 1.0)
         if confidence < self.min_confidence:
             return "no_emitter", confidence, None
-        placed = self._place(output)
+        placed = self._place(first, second, Uncertainty(sigma_x, sigma_y, theta, self.probability))
         return (None if placed is not None else "model_error"), confidence, placed
 
-    def _place(self, output: ModelOutput) -> tuple[Position, Uncertainty] | None:
+    def _place(self, first: float, second: float, uncertainty: Uncertainty) -> tuple[Position, Uncertainty] | None:
         """Place and ellipse on the ground, None where the model's answer is no place on Earth."""
-        sigma_x, sigma_y, theta = (float(value) for value in output.uncertainty[0])
-        frame = self.model.contract.frame
-        if frame.kind == "wgs84_deg":
-            latitude, longitude = (float(value) for value in output.position[0])
+        if self._in_degrees:
+            latitude, longitude = first, second
             if abs(latitude) > 90.0 or abs(longitude) > 360.0:
                 return None
             longitude = (longitude + 180.0) % 360.0 - 180.0  # an area may reach across the antimeridian
-            return Position(latitude, longitude), Uncertainty(sigma_x, sigma_y, theta, self.probability)
-        local: LocalFrame = frame.local
-        point = output.position[0].astype(float)
-        if math.hypot(*point) > HORIZON_M:
+            return Position(latitude, longitude), uncertainty
+        if math.hypot(first, second) > HORIZON_M:
             return None
-        lat, lon = local.to_wgs84(point)
-        plane = Uncertainty(sigma_x, sigma_y, theta, self.probability)
-        values, axes = np.linalg.eigh(local.covariance_at(point, plane.covariance_m2))
-        major = math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        latitude, longitude, (ee, en, nn) = self._frame.on_ground(first, second, uncertainty.covariances_m2)
+        half = math.hypot((ee - nn) / 2.0, en)
+        major = (ee + nn) / 2.0 + half
         # A covariance whose minor axis drowns in the major one's rounding still has one.
-        minor = max(values[0], values[1] * 1e-12)
-        return Position(float(lat), float(lon)), Uncertainty(
-            math.sqrt(values[1]), math.sqrt(minor), _half_turn(major), self.probability
-        )
+        minor = max((ee + nn) / 2.0 - half, major * 1e-12)
+        theta = math.degrees(math.atan2(2.0 * en, ee - nn)) / 2.0
+        ellipse = Uncertainty(math.sqrt(major), math.sqrt(minor), _half_turn(theta), self.probability)
+        return Position(latitude, longitude), ellipse
 
 
 def _half_turn(angle_deg: float) -> float:
@@ -216,13 +216,9 @@ def _refusal(window: Window) -> str:
     return "invalid_samples" if any(invalid) or not np.isfinite(window.features).all() else "too_few_receivers"
 
 
-def _reports(window: Window, usable: np.ndarray, contract: Contract) -> tuple[ReceiverReport, ...]:
+def _reports(window: Window, usable: np.ndarray, names: Sequence[str]) -> tuple[ReceiverReport, ...]:
+    levels_db, used = window.level_db.tolist(), usable.tolist()
     return tuple(
-        ReceiverReport(
-            name=receiver.name,
-            level_db=float(level) if math.isfinite(level) else None,
-            used=bool(fine),
-            flags=flag.words,
-        )
-        for receiver, level, fine, flag in zip(contract.receivers, window.level_db, usable, window.flags, strict=True)
+        ReceiverReport(name=name, level_db=level if math.isfinite(level) else None, used=fine, flags=flag.words)
+        for name, level, fine, flag in zip(names, levels_db, used, window.flags, strict=True)
     )

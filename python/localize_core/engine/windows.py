@@ -100,11 +100,23 @@ class WindowAssembler:
         self._held = kept
 
 
-def window_centre(start: tuple[int, float], time_steps: int, contract: Contract) -> datetime:
-    """Middle of all samples that a window of `time_steps` frames has seen.
+@dataclass(frozen=True)
+class Framing:
+    """How a contract's frames lie in time; worked out once, for contracts do so each time they are asked."""
 
-    `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest; frames reach before it.
-    """
-    overhang = contract.n_fft - contract.hop
-    half_s = (time_steps * contract.hop - overhang) / 2.0 / contract.sample_rate_hz
-    return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + half_s) * 1e6)
+    n_fft: int
+    hop: int
+    sample_rate_hz: float
+
+    @classmethod
+    def of(cls, contract: Contract) -> Framing:
+        return cls(contract.n_fft, contract.hop, contract.sample_rate_hz)
+
+    def centre(self, start: tuple[int, float], time_steps: int) -> datetime:
+        """Middle of all samples that a window of `time_steps` frames has seen.
+
+        `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest; frames reach before
+        it.
+        """
+        half_s = (time_steps * self.hop - (self.n_fft - self.hop)) / 2.0 / self.sample_rate_hz
+        return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + half_s) * 1e6)

@@ -29,6 +29,8 @@ class SampleFlag(IntFlag):
     @property
     def words(self) -> tuple[str, ...]:
         """The single flags that are set, as words, lowest bit first."""
+        if not self:  # as nearly always; iterating over flags is slow
+            return ()
         return tuple(flag.name.lower() for flag in SampleFlag if flag in self and flag.name is not None)
 
 

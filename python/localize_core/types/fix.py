@@ -73,11 +73,19 @@ class Uncertainty:
         return math.sqrt(-2.0 * math.log1p(-self.probability))
 
     @property
+    def covariances_m2(self) -> tuple[float, float, float]:
+        """Covariance of east, of east with north, of north, square metres."""
+        angle = math.radians(self.theta)
+        cosine, sine = math.cos(angle), math.sin(angle)
+        along, across = self.sigma_x**2, self.sigma_y**2
+        mixed = (along - across) * sine * cosine
+        return along * cosine**2 + across * sine**2, mixed, along * sine**2 + across * cosine**2
+
+    @property
     def covariance_m2(self) -> np.ndarray:
         """Covariance of (east, north), square metres, shape (2, 2)."""
-        angle = math.radians(self.theta)
-        axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        return axes @ np.diag([self.sigma_x**2, self.sigma_y**2]) @ axes.T
+        east, mixed, north = self.covariances_m2
+        return np.array([[east, mixed], [mixed, north]])
 
     @property
     def semi_major_m(self) -> float:
