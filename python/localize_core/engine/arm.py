@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from localize_core.engine.health import Health
@@ -70,18 +68,12 @@ class Arm:
 
     # Answering
 
-    @contextmanager
-    def serving(self) -> Iterator[Version | None]:
-        """The version that answers, which stays loaded meanwhile. None where there is none."""
+    def acquire(self) -> Version | None:
+        """The version that answers, which stays loaded until it is released. None where there is none."""
         while True:
             version = self.current
             if version is None or version.acquire():
-                break
-        try:
-            yield version
-        finally:
-            if version is not None:
-                version.release()
+                return version
 
     @property
     def versions(self) -> list[Version]:

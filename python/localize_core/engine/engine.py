@@ -226,19 +226,20 @@ class Engine:
         return fixes
 
     def _answered(self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> list[Fix]:
-        with arm.serving() as version:
-            if version is not None:
-                try:
-                    fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
-                except UnavailableError as error:
-                    if arm.unavailable(str(error)):
-                        self.notify()
-                        if self._watcher is not None and self.settings.poll_s:
-                            self._watcher.hasten()  # the version that is asked for may be gone for another
-                else:
-                    version.statistics.add(fixes)
-                    self._take_note(arm, fixes)
-                    return fixes
+        serving = arm.acquire()
+        if serving is not None:
+            try:
+                fixes = serving.locator.locate_batch(windows, contexts, arm=arm.name)
+            except UnavailableError as error:
+                if arm.unavailable(str(error)):
+                    self.notify()
+                    if self._watcher is not None and self.settings.poll_s:
+                        self._watcher.hasten()  # the version that is asked for may be gone for another
+            else:
+                self._take_note(arm, serving, fixes)
+                return fixes
+            finally:
+                serving.release()
         if arm is not self._champion:
             return self._answered(self._champion, windows, contexts)
         version = self._at_hand()
@@ -251,10 +252,9 @@ class Engine:
         version.statistics.add(fixes)
         return fixes
 
-    def _take_note(self, arm: Arm, fixes: Sequence[Fix]) -> None:
-        """The arm has answered: what does that say of its health?"""
-        failed = any(fix.reason == "model_error" for fix in fixes)
-        if arm.note_answer(failed=failed):
+    def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:
+        """The arm has answered: count it, and what does that say of its health?"""
+        if arm.note_answer(failed=serving.statistics.add(fixes)):
             self.notify()
 
     def _at_hand(self) -> Version:
@@ -280,17 +280,18 @@ class Engine:
 
     def _compared(self, job: _Comparison, dropped: int) -> tuple[_Comparison, Fix]:
         window, context, _, other = job
-        with other.serving() as version:
-            if version is None:
-                return job, self._at_hand().locator.refuse(window, context, "model_unavailable", arm="shadow")
-            try:
-                fix = version.locator.locate(window, context, arm="shadow")
-            except UnavailableError as error:
-                other.unavailable(str(error))
-                return job, version.locator.refuse(window, context, "model_unavailable", arm="shadow")
-            version.statistics.add([fix])
-            other.note_answer(failed=fix.reason == "model_error")
-            return job, fix
+        serving = other.acquire()
+        if serving is None:
+            return job, self._at_hand().locator.refuse(window, context, "model_unavailable", arm="shadow")
+        try:
+            fix = serving.locator.locate(window, context, arm="shadow")
+        except UnavailableError as error:
+            other.unavailable(str(error))
+            return job, serving.locator.refuse(window, context, "model_unavailable", arm="shadow")
+        finally:
+            serving.release()
+        self._take_note(other, serving, [fix])
+        return job, fix
 
     def _deliver_comparison(self, compared: tuple[_Comparison, Fix]) -> None:
         (_, _, fix, other), shadow = compared

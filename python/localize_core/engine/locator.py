@@ -62,6 +62,7 @@ class Locator:
         self._framing = Framing.of(model.contract)
         self._frame = model.contract.frame.local
         self._in_degrees = model.contract.frame.kind == "wgs84_deg"
+        self._min_receivers = model.contract.min_receivers
         self._names = [receiver.name for receiver in model.contract.receivers]
 
     def locate(self, window: Window, context: WindowContext, *, arm: str = "champion") -> Fix:
@@ -78,7 +79,7 @@ class Locator:
         """
         sound = [self._mask.sound(window) for window in windows]
         usable = [self._mask.usable(each) for each in sound]
-        enough = [int(each.sum()) >= self.model.contract.min_receivers for each in usable]
+        enough = [np.count_nonzero(each) >= self._min_receivers for each in usable]
         reasons: list[str | None] = [
             None if fine else _refusal(window) for window, fine in zip(windows, enough, strict=True)
         ]
@@ -119,6 +120,8 @@ class Locator:
             raise
         except EngineError:
             return [None] if len(features) == 1 else [answer for each in features for answer in self._run([each])]
+        if len(features) == 1:
+            return [output]
         return [
             ModelOutput(output.position[k : k + 1], output.uncertainty[k : k + 1], output.confidence[k : k + 1])
             for k in range(len(features))

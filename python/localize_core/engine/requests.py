@@ -83,8 +83,11 @@ def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> 
     if contract.time_steps not in (None, steps) or steps < contract.min_time_steps:
         wanted = contract.time_steps or f"{contract.min_time_steps} or more"
         raise ConfigError(f"features of {steps} frames: the model {contract.name} wants {wanted}")
-    features = np.zeros((len(contract.channels), contract.rows, steps), np.float32)
-    features[here] = data
+    if len(here) == len(contract.channels):
+        features = np.ascontiguousarray(data, np.float32)
+    else:
+        features = np.zeros((len(contract.channels), contract.rows, steps), np.float32)
+        features[here] = data
     missing = np.array([receiver.name not in present for receiver in contract.receivers])
     return Window(
         first_frame=0,

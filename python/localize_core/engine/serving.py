@@ -26,12 +26,14 @@ class Statistics:
         self.windows = 0
         self.errors = 0
 
-    def add(self, fixes: Sequence[Fix]) -> None:
-        """Answers that came out of one inference."""
+    def add(self, fixes: Sequence[Fix]) -> bool:
+        """Answers that came out of one inference. Returns whether it failed on any."""
+        failed = sum(fix.reason == "model_error" for fix in fixes)
         with self._lock:
             self.windows += len(fixes)
-            self.errors += sum(fix.reason == "model_error" for fix in fixes)
+            self.errors += failed
             self._latency_ms += [fix.inference_time_ms for fix in fixes if fix.inference_time_ms]
+        return failed > 0
 
     def quantile_ms(self, percent: float) -> float | None:
         """Of the last inferences, None before the first."""

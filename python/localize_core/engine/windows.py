@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +30,12 @@ class Window:
     level_db: np.ndarray
     flags: tuple[SampleFlag, ...]
     unusable: np.ndarray
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether no feature is NaN or infinite."""
+        # One sum tells in a third of the time that looking at each value takes, unless it overflows.
+        return math.isfinite(self.features.sum()) or bool(np.isfinite(self.features).all())
 
 
 class WindowAssembler:
@@ -81,13 +89,15 @@ class WindowAssembler:
         power = np.mean(10.0 ** (self._level_db.astype(np.float64) / 10.0), axis=0)
         with np.errstate(divide="ignore"):
             level_db = 10.0 * np.log10(power)
-        return Window(
+        window = Window(
             first_frame=self._first,
             features=self._features.transpose(1, 2, 0).copy(),
             level_db=level_db,
             flags=tuple(SampleFlag(int(value)) for value in flags),
             unusable=lost.mean(axis=0) > 0.5,
         )
+        _ = window.is_finite  # looked at while its features are still in the cache, and not by whoever runs the model
+        return window
 
     def _advance(self) -> None:
         self._first += self.window_hop
