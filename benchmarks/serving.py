@@ -86,7 +86,9 @@ def speed(path: Path, rounds: int, windows: int) -> dict[str, float]:
 
     def queued() -> int:
         fixes: list[Fix] = []
-        worker = InferenceWorker(lambda job, _: engine.locate(window, job), fixes.append, policy="block")
+        worker = InferenceWorker(
+            lambda job, _: engine.begin(window, job), lambda conclude: fixes.append(conclude()), policy="block"
+        )
         worker.start()
         for sequence in range(windows):
             worker.submit(context(sequence))
@@ -181,8 +183,8 @@ def _swaps(station, control: str, compiled: Path, path: Path, count: int, pause_
 
 
 @click.command()
-@click.option("--rounds", default=100, show_default=True, help="Turns of which the median counts.")
-@click.option("--windows", default=25, show_default=True, help="In a turn.")
+@click.option("--rounds", default=40, show_default=True, help="Turns of which the median counts.")
+@click.option("--windows", default=150, show_default=True, help="In a turn.")
 @click.option(
     "--swaps", "count", default=200, show_default=True, help="Of the live station's model; 0 to leave it out."
 )

@@ -140,7 +140,7 @@ class onnx_inference(gr.sync_block):
         self._live = live
         self._station = station
         self._stream = stream or uuid.uuid4().hex[:8]
-        self._worker: InferenceWorker[_Job, Fix] | None = None
+        self._worker: InferenceWorker[_Job, Callable[[], Fix]] | None = None
         self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
         self._publishing = threading.Lock()
         self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
@@ -181,7 +181,7 @@ class onnx_inference(gr.sync_block):
         self.engine.start(on_status=self._publish_status, on_shadow=self._publish_shadow, live=self._live)
         self._worker = InferenceWorker(
             self._answer,
-            self._publish,
+            self._conclude,
             policy="drop-oldest" if self._live else "block",
             threads=self.engine.settings.max_in_flight if self.engine.is_remote else 1,
         )
@@ -237,9 +237,12 @@ class onnx_inference(gr.sync_block):
         else:
             self._malformed_burst = False
 
-    def _answer(self, job: _Job, dropped: int) -> Fix:
+    def _answer(self, job: _Job, dropped: int) -> Callable[[], Fix]:
         window, context = job
-        return self.engine.locate(window, replace(context, dropped=context.dropped + dropped) if dropped else context)
+        return self.engine.begin(window, replace(context, dropped=context.dropped + dropped) if dropped else context)
+
+    def _conclude(self, conclude: Callable[[], Fix]) -> None:
+        self._publish(conclude())
 
     def _answer_requests(self, requests: list[Request], dropped: int) -> list[Fix]:
         return self.engine.predict(requests)

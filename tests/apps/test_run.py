@@ -202,7 +202,7 @@ def test_inference_that_raises(station, monkeypatch):
     def broken(*_: Any, **__: Any) -> Fix:
         raise EngineError("no more")
 
-    monkeypatch.setattr(Locator, "locate_batch", broken)
+    monkeypatch.setattr(Locator, "infer", broken)
     for live in (True, False):
         assert isinstance(run_station(station, on_fix=print, live=live).failure, EngineError)
 

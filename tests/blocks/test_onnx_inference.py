@@ -284,13 +284,13 @@ def test_a_block_that_runs_again_begins_anew(model, contract):
 def hold(block: Any) -> threading.Event:
     """No window is answered before the event is set."""
     gate = threading.Event()
-    locate = block.engine.locate
+    begin = block.engine.begin
 
-    def held(*args: Any) -> Fix:
+    def held(*args: Any) -> Callable[[], Fix]:
         assert gate.wait(30.0)
-        return locate(*args)
+        return begin(*args)
 
-    block.engine.locate = held
+    block.engine.begin = held
     return gate
 
 
@@ -384,7 +384,7 @@ def test_an_exception_in_the_worker_ends_the_run(model, contract, live):
     def broken(*_: Any) -> Fix:
         raise EngineError("out of order")
 
-    block.engine.locate = broken
+    block.engine.begin = broken
     fixes, _ = run(block, numbered(contract, 400))
     assert fixes == []
     assert isinstance(block.failure, EngineError)

@@ -14,7 +14,7 @@ from typing import Any
 from localize_core.engine.arm import Arm, Loader
 from localize_core.engine.experiment import Experiment
 from localize_core.engine.health import Health
-from localize_core.engine.locator import WindowContext
+from localize_core.engine.locator import Inference, WindowContext
 from localize_core.engine.requests import MAX_REQUESTS, Request, empty_window, request_window
 from localize_core.engine.serving import Version
 from localize_core.engine.settings import ChallengerSettings, ServingSettings
@@ -162,7 +162,12 @@ class Engine:
 
     def locate(self, window: Window, context: WindowContext) -> Fix:
         """The fix of one window of a stream. Never raises on data."""
-        return self._located([window], [context])[0]
+        return self.begin(window, context)()
+
+    def begin(self, window: Window, context: WindowContext) -> Callable[[], Fix]:
+        """The first half of `locate`, which takes the model; the second, in whatever thread, gives the fix."""
+        conclude = self._begun([window], [context])
+        return lambda: conclude()[0]
 
     def predict(self, requests: Sequence[Request]) -> list[Fix]:
         """A fix for each of 1 to 100 requests, in their order and with their ids; each fails alone.
@@ -186,7 +191,7 @@ class Engine:
             alike[request.stream, window.features.shape[2]].append(index)
         for indices in alike.values():
             pairs = [windows[index] for index in indices]
-            located = self._located([window for window, _ in pairs], [context for _, context in pairs])
+            located = self._begun([window for window, _ in pairs], [context for _, context in pairs])()
             fixes.update(zip(indices, located, strict=True))
         return [fixes[index] for index in range(len(requests))]
 
@@ -212,44 +217,64 @@ class Engine:
             id=request.id,
         )
 
-    def _located(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> list[Fix]:
-        """Fixes of windows of one stream and one length."""
+    def _begun(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> Callable[[], list[Fix]]:
+        """Infer windows of one stream and one length; what is returned gives their fixes."""
         challenger, experiment = self._challenger, self._experiment
         if challenger is None or experiment is None:
-            return self._answered(self._champion, windows, contexts)
+            return self._inferred(self._champion, windows, contexts)
         chosen = challenger if experiment.serves(contexts[0].stream) else self._champion
-        fixes = self._answered(chosen, windows, contexts)
-        if experiment.compares:
-            other = self._champion if chosen is challenger else challenger
+        conclude = self._inferred(chosen, windows, contexts)
+        if not experiment.compares:
+            return conclude
+        other = self._champion if chosen is challenger else challenger
+
+        def concluded() -> list[Fix]:
+            fixes = conclude()
             for window, context, fix in zip(windows, contexts, fixes, strict=True):
                 self._compare((window, context, fix, other))
-        return fixes
+            return fixes
 
-    def _answered(self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> list[Fix]:
+        return concluded
+
+    def _inferred(
+        self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext]
+    ) -> Callable[[], list[Fix]]:
         serving = arm.acquire()
         if serving is not None:
             try:
-                fixes = serving.locator.locate_batch(windows, contexts, arm=arm.name)
+                inference = serving.locator.infer(windows)
             except UnavailableError as error:
                 if arm.unavailable(str(error)):
                     self.notify()
                     if self._watcher is not None and self.settings.poll_s:
                         self._watcher.hasten()  # the version that is asked for may be gone for another
             else:
-                self._take_note(arm, serving, fixes)
-                return fixes
+                return lambda: self._concluded(arm, serving, inference, windows, contexts)
             finally:
                 serving.release()
         if arm is not self._champion:
-            return self._answered(self._champion, windows, contexts)
+            return self._inferred(self._champion, windows, contexts)
         version = self._at_hand()
-        if version is not self._fallback:
-            return [
+        if version is self._fallback:
+            fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
+            version.statistics.add(fixes)
+        else:
+            fixes = [
                 version.locator.refuse(window, context, "model_unavailable")
                 for window, context in zip(windows, contexts, strict=True)
             ]
-        fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
-        version.statistics.add(fixes)
+        return lambda: fixes
+
+    def _concluded(
+        self,
+        arm: Arm,
+        serving: Version,
+        inference: Inference,
+        windows: Sequence[Window],
+        contexts: Sequence[WindowContext],
+    ) -> list[Fix]:
+        fixes = serving.locator.conclude(inference, windows, contexts, arm=arm.name)
+        self._take_note(arm, serving, fixes)
         return fixes
 
     def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:

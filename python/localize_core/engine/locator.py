@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,17 @@ class WindowContext:
     completed_s: float
     dropped: int
     id: str | None = None
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a model said to a batch: usable receivers of each window, answers by the index of their windows (None where
+    inference failed, nothing where the model was not asked), and the time that it took.
+    """
+
+    usable: Sequence[np.ndarray]
+    outputs: Mapping[int, ModelOutput | None]
+    spent_ms: float
 
 
 class Locator:
@@ -77,26 +88,36 @@ class Locator:
         What cannot be answered is a fix without position that names its reason; one window's trouble leaves the others
         alone. Raises UnavailableError where nothing answers in time.
         """
+        return self.conclude(self.infer(windows), windows, contexts, arm=arm)
+
+    def infer(self, windows: Sequence[Window]) -> Inference:
+        """The first half of `locate_batch`: what takes the model. Raises UnavailableError."""
         sound = [self._mask.sound(window) for window in windows]
         usable = [self._mask.usable(each) for each in sound]
-        enough = [np.count_nonzero(each) >= self._min_receivers for each in usable]
-        reasons: list[str | None] = [
-            None if fine else _refusal(window) for window, fine in zip(windows, enough, strict=True)
-        ]
-        fed = [index for index, fine in enumerate(enough) if fine]
+        fed = [index for index, each in enumerate(usable) if np.count_nonzero(each) >= self._min_receivers]
         began = time.perf_counter()
         outputs = self._run([self._prepared(windows[index], sound[index]) for index in fed])
         spent_ms = (time.perf_counter() - began) * 1e3
-        answers = dict(zip(fed, outputs, strict=True))
+        return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+
+    def conclude(
+        self,
+        inference: Inference,
+        windows: Sequence[Window],
+        contexts: Sequence[WindowContext],
+        *,
+        arm: str = "champion",
+    ) -> list[Fix]:
+        """The second half: what the answers mean."""
         return [
             self._fix(
                 window,
                 contexts[index],
-                usable[index],
-                answers.get(index),
-                reasons[index],
+                inference.usable[index],
+                inference.outputs.get(index),
+                None if index in inference.outputs else _refusal(window),
                 arm=arm,
-                spent_ms=spent_ms if enough[index] else 0.0,
+                spent_ms=inference.spent_ms if index in inference.outputs else 0.0,
             )
             for index, window in enumerate(windows)
         ]

@@ -13,6 +13,8 @@ from localize_core.errors import ConfigError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Policy = Literal["block", "drop-oldest"]
+DELIVERIES = 2
+"""Results that may wait to be delivered before no more jobs are taken."""
 LOW_PRIORITY = 10
 """Niceness of a thread whose work can wait."""
 
@@ -24,16 +26,20 @@ class _Slot(Generic[Job, Result]):
         self.job, self.dropped = job, dropped
         self.done = False
         self.result: Result
+        self.error: Exception | None = None
 
 
 class InferenceWorker(Generic[Job, Result]):
     """Answers jobs in threads of its own and hands each result to `deliver`, in the order in which the jobs came.
 
     `answer` gets a job and the number of jobs that were dropped since the one before it. `threads`: jobs answered at a
-    time; more than one pays where an answer comes over a network. `policy` says what happens when `capacity` jobs wait:
-    "block" holds the caller back (files: nothing is lost), "drop-oldest" lets the job go that has waited longest
-    (radios: the stream must not stall). Every dropped job is counted. An exception of `answer` or `deliver` ends
-    the worker and is kept in `failure`. `low_priority`: other threads of the process come first.
+    time; more than one pays where an answer comes over a network. `deliver` has a thread to itself: what it does with
+    one result goes on beside the next inference, which mostly leaves the interpreter alone.
+
+    `policy` says what happens when `capacity` jobs wait: "block" holds the caller back (files: nothing is lost),
+    "drop-oldest" lets the job go that has waited longest (radios: the stream must not stall). Every dropped job is
+    counted. An exception of `answer` or `deliver` ends the worker and is kept in `failure`. `low_priority`: other
+    threads of the process come first.
     """
 
     def __init__(
@@ -56,13 +62,14 @@ class InferenceWorker(Generic[Job, Result]):
         self._low_priority = low_priority
         self._waiting: deque[Job] = deque()
         self._taken: deque[_Slot[Job, Result]] = deque()
-        self._delivering = False
         self._changed = threading.Condition()
         self._stopping = False
         self._unreported = 0
         self.dropped = 0
         self.failure: Exception | None = None
+        self._most_taken = threads + DELIVERIES
         self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
+        self._threads.append(threading.Thread(target=self._deliver_all, name=f"{name}-out", daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:
@@ -120,21 +127,44 @@ class InferenceWorker(Generic[Job, Result]):
             raise self.failure
 
     def _run(self) -> None:
+        self._guarded(self._answer_all)
+
+    def _deliver_all(self) -> None:
+        self._guarded(self._deliver_in_order)
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
         if self._low_priority:
             # Linux keeps a niceness for each thread; elsewhere the work just takes its turn.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
-            while (slot := self._take()) is not None:
-                slot.result = self._answer(slot.job, slot.dropped)
-                self._finish(slot)
+            loop()
         except Exception as error:  # kept for whoever submits or drains next
             with self._changed:
                 self.failure = error
                 self._changed.notify_all()
 
+    def _answer_all(self) -> None:
+        while (slot := self._take()) is not None:
+            try:
+                slot.result = self._answer(slot.job, slot.dropped)
+            except Exception as error:  # its turn comes when what was asked before is delivered
+                slot.error = error
+            with self._changed:
+                slot.done = True
+                self._changed.notify_all()
+            if slot.error is not None:
+                return
+
     def _take(self) -> _Slot[Job, Result] | None:
+        """The next job; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopping or self.failure is not None)
+            self._changed.wait_for(
+                lambda: (
+                    (self._waiting and len(self._taken) < self._most_taken)
+                    or (self._stopping and not self._waiting)
+                    or self.failure is not None
+                )
+            )
             if not self._waiting or self.failure is not None:
                 return None
             slot: _Slot[Job, Result] = _Slot(self._waiting.popleft(), self._unreported)
@@ -143,20 +173,22 @@ class InferenceWorker(Generic[Job, Result]):
             self._changed.notify_all()
             return slot
 
-    def _finish(self, slot: _Slot[Job, Result]) -> None:
-        """Deliver whatever is complete in order; one thread at a time does, for all of them."""
-        with self._changed:
-            slot.done = True
-            if self._delivering:
-                return
-            self._delivering = True
+    def _deliver_in_order(self) -> None:
         while True:
             with self._changed:
-                if not (self._taken and self._taken[0].done):
-                    self._delivering = False
-                    self._changed.notify_all()
+                self._changed.wait_for(
+                    lambda: (
+                        (self._taken and self._taken[0].done)
+                        or (self._stopping and not self._waiting and not self._taken)
+                        or self.failure is not None
+                    )
+                )
+                if not self._taken or self.failure is not None:
                     return
                 head = self._taken[0]
+            if head.error is not None:
+                raise head.error
             self._deliver(head.result)
             with self._changed:
                 self._taken.popleft()
+                self._changed.notify_all()
