@@ -35,7 +35,8 @@ from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.model.golden import golden_features
 from localize_core.model.session import SessionSettings
 from localize_core.model.store import compiled_model_path
-from localize_core.station.config import load_station
+from localize_core.service.control import send_command
+from localize_core.station.config import ControlTable, Station, load_station
 from localize_core.station.plan import plan_station
 from localize_core.types.fix import Fix
 from rich.console import Console
@@ -140,28 +141,28 @@ def swaps(count: int, pause_s: float) -> dict[str, float]:
         station = station.model_copy(
             update={
                 "model": station.model.model_copy(update={"uri": str(path), "poll_s": 0.0}),
-                "control": {"endpoint": control},
+                "control": ControlTable(endpoint=control),
             }
         )
-        return _swaps(type(station).model_validate(station.model_dump()), control, compiled, path, count, pause_s)
+        return _swaps(station, control, compiled, path, count, pause_s)
 
 
-def _swaps(station, control: str, compiled: Path, path: Path, count: int, pause_s: float) -> dict[str, float]:
-    from localize_core.service.control import send_command
-
+def _swaps(station: Station, control: str, compiled: Path, path: Path, count: int, pause_s: float) -> dict[str, float]:
     came: list[tuple[float, Fix]] = []
     stopped, memory_mib = threading.Event(), []
 
     def swap() -> None:
-        while len(came) < 10:
-            time.sleep(0.1)
-        for version in range(2, count + 2):
-            write_version(compiled, path, version)
-            send_command(control, "reload")
-            gc.collect()
-            memory_mib.append(resident_mib())
-            time.sleep(pause_s)
-        stopped.set()
+        try:
+            while len(came) < 10:
+                time.sleep(0.1)
+            for version in range(2, count + 2):
+                write_version(compiled, path, version)
+                send_command(control, "reload")
+                gc.collect()
+                memory_mib.append(resident_mib())
+                time.sleep(pause_s)
+        finally:
+            stopped.set()
 
     swapper = threading.Thread(target=swap)
     swapper.start()

@@ -251,6 +251,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
     """Whether the station file holds and the files it names are there; relative ones start at `folder`."""
     try:
+        from localize_core.model.source import FileUri, parse_model_uri
         from localize_core.station.config import load_station
     except ImportError as error:
         yield Finding("station", "error", f"cannot be read without {error.name}", "see above")
@@ -261,8 +262,10 @@ def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
         yield Finding("station", "error", str(error), f"edit {path}")
         return
     wanted = [receiver.source.path for receiver in station.receiver if hasattr(receiver.source, "path")]
-    if station.model.uri != "compiled":
-        wanted.append(Path(station.model.uri))
+    model = station.model
+    uris = [model.uri, model.fallback, None if model.challenger is None else model.challenger.uri]
+    wanted += [named.path for named in map(parse_model_uri, filter(None, uris)) if isinstance(named, FileUri)]
+    wanted += [Path(model.contract)] if model.contract else []
     if station.played_scene is not None and station.played_scene.channels:
         wanted.append(Path(station.played_scene.channels))
     folders = [sink.path.parent for sink in station.publish.file]
