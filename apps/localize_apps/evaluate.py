@@ -12,12 +12,15 @@ from pathlib import Path
 
 import click
 from localize_core.dataset.splits import SplitKind
-from localize_core.errors import ConfigError, ModelError, SourceError
+from localize_core.engine.settings import ServingSettings, make_settings
+from localize_core.engine.sources import open_source
+from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
 from localize_core.evaluation.baselines import Locator, ModelLocator
 from localize_core.evaluation.data import PARTS, Data, open_channels, open_recordings, open_scene
 from localize_core.evaluation.evaluate import Evaluation, evaluate, usual_baselines
 from localize_core.evaluation.report import require_report, write_report
 from localize_core.evaluation.summary import Table, breakdowns, comparison, title_of
+from localize_core.model.base import Model
 from localize_core.model.contract import Contract
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
@@ -86,7 +89,7 @@ class _Steps:
         self._progress.update(task, completed=total)
 
 
-def _run(model: OnnxModel, data: Data, *, baselines: bool, steps: _Steps) -> Evaluation:
+def _run(model: Model, data: Data, *, baselines: bool, steps: _Steps) -> Evaluation:
     ModelLocator(model, data.source)  # refuses windows that do not suit before baselines learn from them
     found: dict[str, Locator] = {}
     missing: dict[str, str] = {}
@@ -150,12 +153,15 @@ def _print(evaluation: Evaluation, data: Data) -> None:
         console.print(f"Without {title_of(name)}: {why}.", highlight=False, soft_wrap=True)
 
 
+PATIENT_MS = 60_000.0
+"""For a batch at an inference server: nobody waits for a stream here."""
 _EXISTING = click.Path(exists=True, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("evaluate")
-@click.argument("model_file", metavar="MODEL", type=_FILE)
+@click.argument("model_uri", metavar="MODEL")
+@click.option("--registry", help="MLflow tracking URI, for a MODEL that is models:/NAME@ALIAS.")
 @click.option("--channels", type=_FILE, help="Evaluate on a channel data set (.npz).")
 @click.option("--scene", type=_FILE, help="Evaluate on the scene of a station file, simulated.")
 @click.option("--recordings", type=_EXISTING, help="Evaluate on a station file's recordings, or on a folder of such.")
@@ -184,7 +190,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), help="Folder to write an HTML page to.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 def command(
-    model_file: Path,
+    model_uri: str,
+    registry: str | None,
     channels: Path | None,
     scene: Path | None,
     recordings: Path | None,
@@ -200,12 +207,16 @@ def command(
 ) -> None:
     """Evaluate MODEL on windows with known truth, beside baselines and the Cramér–Rao bound.
 
+    MODEL is an ONNX file, models:/NAME@ALIAS or models:/NAME/VERSION of a registry, or grpc://HOST:PORT/NAME.
+
     Error, containment of the ellipses, reliability of the confidence, by SNR and by receivers.
     """
     if report is not None:
         require_report()
     try:
-        model = OnnxModel(model_file, session=SessionSettings(threads=_threads()))
+        settings = {"registry": registry, "session": SessionSettings(threads=_threads()), "deadline_ms": PATIENT_MS}
+        serving = make_settings(ServingSettings, uri=model_uri, **settings)
+        model = open_source(model_uri, serving).latest().open()
         check_golden(model)
         data = open_windows(
             model.contract,
@@ -219,7 +230,11 @@ def command(
             seed=seed,
             snr_db=snr_db,
         )
-    except (ModelError, SourceError) as error:  # nothing has run yet: what the command line names is no good
+    except (
+        ModelError,
+        SourceError,
+        UnknownModelError,
+    ) as error:  # nothing has run yet
         raise ConfigError(str(error)) from error
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

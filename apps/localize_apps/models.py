@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from localize_core.engine.settings import ServingSettings
+from localize_core.engine.sources import open_source
 from localize_core.errors import ConfigError, ModelError
 from localize_core.model.base import Model
 from localize_core.model.contract import Contract
@@ -17,13 +19,11 @@ from localize_core.model.registry import (
     DEFAULT_NAME,
     ModelRegistry,
     RegisteredVersion,
-    RegistrySource,
     UnknownModelError,
     figures,
 )
 from localize_core.model.source import (
     CompiledUri,
-    FileSource,
     FileUri,
     RegistryUri,
     RemoteUri,
@@ -159,7 +159,7 @@ def show(source: str, registry: str | None, as_json: bool) -> int:
     """
     uri = parse_model_uri(source)
     with _named():
-        model = _open(uri, registry)
+        model = _open(source, registry)
         versions = ModelRegistry(registry).versions(uri.name) if isinstance(uri, RegistryUri) else []
     try:
         try:
@@ -195,16 +195,10 @@ def show(source: str, registry: str | None, as_json: bool) -> int:
     return 0 if golden in ("none", "ok") else 1
 
 
-def _open(uri: CompiledUri | FileUri | RegistryUri | RemoteUri, registry: str | None) -> Model:
-    if isinstance(uri, CompiledUri):
+def _open(source: str, registry: str | None) -> Model:
+    if isinstance(parse_model_uri(source), CompiledUri):
         raise ConfigError(f"compiled: is made for a station; {COMPILED_HINT}, which can be shown")
-    if isinstance(uri, FileUri):
-        return FileSource(uri.path).latest().open()
-    if isinstance(uri, RegistryUri):
-        return RegistrySource(uri, registry=registry).latest().open()
-    from localize_core.model.remote import RemoteSource  # needs the extra triton
-
-    return RemoteSource(uri).latest().open()
+    return open_source(source, ServingSettings(uri=source, registry=registry)).latest().open()
 
 
 def _about(model: Model, golden: str) -> Table:

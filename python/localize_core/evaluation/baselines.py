@@ -14,9 +14,9 @@ from localize_core.errors import ConfigError
 from localize_core.evaluation.metrics import Answers, covariance_of
 from localize_core.features.mel import MelConfig, mel_filterbank
 from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, path_length_m, surface_up_m
+from localize_core.model.base import Model
 from localize_core.model.compiled.propagation import along_surface
 from localize_core.model.contract import Contract
-from localize_core.model.onnx_model import OnnxModel
 from localize_core.station.plan import SAME_PLACE_M
 
 NEIGHBOURS = 5
@@ -53,7 +53,7 @@ class ModelLocator:
     of frames are not what the model wants, or its frame is no plane.
     """
 
-    def __init__(self, model: OnnxModel, source: WindowSource) -> None:
+    def __init__(self, model: Model, source: WindowSource) -> None:
         self.model = model
         contract, given = model.contract, source.contract
         self._frame = given.frame

@@ -21,9 +21,9 @@ from localize_core.evaluation.baselines import (
 )
 from localize_core.evaluation.bound import position_bound, rmse_bound_m, squared_bound_m2
 from localize_core.evaluation.metrics import Accuracy, Answers, Figures, Truth, accuracy, errors_m, figures, plain
+from localize_core.model.base import Model
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.contract import Contract
-from localize_core.model.onnx_model import OnnxModel
 from localize_core.types.fix import ModelIdentity
 
 BATCH = 64
@@ -118,7 +118,7 @@ def usual_baselines(
     source: WindowSource,
     *,
     box_m: np.ndarray,
-    compiled: OnnxModel | None = None,
+    compiled: Model | None = None,
     noise_dbfs: Sequence[float | None] | None = None,
     training: WindowSource | None = None,
     progress: Callable[[int], None] | None = None,
@@ -156,7 +156,7 @@ def usual_baselines(
 
 
 def evaluate(
-    model: OnnxModel,
+    model: Model,
     source: WindowSource,
     *,
     baselines: Mapping[str, Locator] | None = None,
