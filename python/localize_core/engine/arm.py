@@ -184,10 +184,13 @@ class Arm:
         if self.current is not None and self.current.key == release.key:
             return
         with self._changing:
-            if self.previous is not None and self.previous.key == release.key:
+            at_hand = self.previous is not None and self.previous.key == release.key
+            if at_hand:
                 self.current, self.previous = self.previous, self.current
-                return
-        self._install(self._loader.load(release), release)
+        if at_hand:
+            self.source.remember(release)
+        else:
+            self._install(self._loader.load(release), release)
 
     def _install(self, version: Version, release: Release) -> None:
         self._swap(version)

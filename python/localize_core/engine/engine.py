@@ -311,7 +311,8 @@ class Engine:
         try:
             fix = serving.locator.locate(window, context, arm="shadow")
         except UnavailableError as error:
-            other.unavailable(str(error))
+            if other.unavailable(str(error)):
+                self.notify()
             return job, serving.locator.refuse(window, context, "model_unavailable", arm="shadow")
         finally:
             serving.release()
@@ -348,10 +349,7 @@ class Engine:
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
         self._loader.min_confidence = _checked_confidence(min_confidence)
-        for version in [
-            *(v for arm in self._arms() for v in arm.versions),
-            *([self._fallback] if self._fallback else []),
-        ]:
+        for version in [*(each for arm in self._arms() for each in arm.versions), *self._fallbacks()]:
             version.locator.min_confidence = min_confidence
 
     def set_share_percent(self, percent: float) -> None:
@@ -415,7 +413,8 @@ class Engine:
         `info`: everything about models and experiment; `health`; `reload`: ask the source now, and try again what was
         rejected; `activate`: serve `version` until the source names another; `rollback`: serve the version before;
         `promote`: the challenger's version becomes the champion; `share`: `percent` of the streams for the challenger.
-        Only `reload` and `activate` take time. Raises ConfigError for another command, or a part that is missing.
+        `reload`, `activate` and `promote` take time; the others do not. Raises ConfigError for another command, or a
+        part that is missing.
         """
         if command not in COMMANDS:
             raise ConfigError(f"command {command!r}: must be one of {', '.join(COMMANDS)}")
@@ -428,12 +427,12 @@ class Engine:
             return self._running().do(lambda: self._changed(chosen, chosen.reload))
         if command == "activate":
             return self._running().do(lambda: self._changed(chosen, lambda: chosen.activate(version)))
+        if command == "promote":
+            return self._running().do(lambda: self._changed(self._champion, self._promote))
         done: Future[dict[str, Any]] = Future()
         try:
             if command == "rollback":
                 done.set_result(self._changed(chosen, chosen.rollback))
-            elif command == "promote":
-                done.set_result(self._changed(self._champion, self._promote))
             elif command == "share":
                 if percent is None:
                     raise ConfigError("share: needs percent")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -11,6 +12,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from localize_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """First wait after a failure; it doubles up to the usual one."""
@@ -87,8 +90,15 @@ class Watcher:
                 task()
                 due_s = min(due_s, time.monotonic() + self._pause_s())  # it may have changed how often
             elif time.monotonic() >= due_s:
-                self._failures = 0 if self._poll() else self._failures + 1
+                self._failures = 0 if self._polled() else self._failures + 1
                 due_s = time.monotonic() + self._pause_s()
+
+    def _polled(self) -> bool:
+        try:
+            return self._poll()
+        except Exception:  # whatever a library raises: a station that nobody watches must go on watching
+            log.exception("asking for news failed")
+            return False
 
     def _pause_s(self) -> float:
         longest_s = self._interval_s() or NEVER_S

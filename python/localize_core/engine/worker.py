@@ -75,11 +75,6 @@ class InferenceWorker(Generic[Job, Result]):
         for thread in self._threads:
             thread.start()
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it answers jobs."""
-        return self.failure is None and any(thread.is_alive() for thread in self._threads)
-
     def submit(self, job: Job) -> None:
         """Queue a job. Raises what ended the worker, if it has ended."""
         with self._changed:
