@@ -11,7 +11,7 @@ from typing import Any
 import click
 from localize_core.engine.settings import ServingSettings
 from localize_core.engine.sources import open_source
-from localize_core.errors import ConfigError, ModelError
+from localize_core.errors import ConfigError, ModelError, UnknownModelError
 from localize_core.model.base import Model
 from localize_core.model.contract import Contract
 from localize_core.model.golden import check_golden
@@ -19,7 +19,6 @@ from localize_core.model.registry import (
     DEFAULT_NAME,
     ModelRegistry,
     RegisteredVersion,
-    UnknownModelError,
     figures,
 )
 from localize_core.model.source import (

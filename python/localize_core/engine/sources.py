@@ -29,7 +29,7 @@ def open_source(uri: str, settings: ServingSettings, *, compiled: Path | None = 
     if isinstance(named, FileUri):
         return FileSource(named.path, contract=contract, session=settings.session)
     if isinstance(named, RegistryUri):
-        from localize_core.model.registry import RegistrySource
+        from localize_core.model.registry_source import RegistrySource
 
         return RegistrySource(named, registry=settings.registry, contract=contract, session=settings.session)
     from localize_core.model.remote import RemoteSource

@@ -7,7 +7,6 @@ MLflow keeps for the process, except environment variables that are unset when i
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -16,7 +15,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,11 +33,10 @@ from localize_core.errors import (
     UnknownModelError,
 )
 from localize_core.model.admission import admit
-from localize_core.model.base import Model, Release
 from localize_core.model.contract import METADATA_KEY, Contract
+from localize_core.model.downloads import Download, discard, prune
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel, model_digest, model_files
-from localize_core.model.session import SessionSettings
 from localize_core.model.source import RegistryUri
 from localize_core.model.store import cache_folder
 
@@ -49,7 +46,6 @@ DEFAULT_NAME = "localization_model"
 EXPERIMENT = "gr-localize"
 """Where runs of registrations are filed, unless MLFLOW_EXPERIMENT_NAME says otherwise."""
 MODEL_FILE = "model.onnx"
-RECORD_FILE = "record.json"
 
 CONTRACT_TAG = METADATA_KEY
 OMITTED_TAG = f"{METADATA_KEY}.omitted"
@@ -61,9 +57,6 @@ MAX_TAG_CHARACTERS = 100_000
 """MLflow's limit for tags of versions. Old servers take 5000, MySQL 65 535 bytes."""
 MAX_HISTORY = 100
 """Former versions of an alias that are remembered: a registered model's tag holds 5000 characters."""
-KEPT_DOWNLOADS = 5
-ABANDONED_S = 86_400.0
-"""Age at which an unfinished download is taken for one whose process was killed."""
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # stations do not phone home
@@ -225,7 +218,7 @@ class ModelRegistry:
         thrown away, and the next try fetches anew.
         """
         folder = self.model_folder(name) / version
-        download = _Download.read(folder)
+        download = Download.read(folder)
         try:
             registered = self.version(name, version)
         except UnknownModelError:
@@ -237,12 +230,12 @@ class ModelRegistry:
         else:
             # Numbers come again where a version was deleted, or a whole registry.
             if download is not None and download.created != _text(registered.created):
-                _discard(folder)
+                discard(folder)
                 download = None
             download = download or self._download(registered, folder)
         return download.checked()
 
-    def _download(self, registered: RegisteredVersion, folder: Path) -> _Download:
+    def _download(self, registered: RegisteredVersion, folder: Path) -> Download:
         label = f"{registered.name} version {registered.version} of {self.label}"
         with self._asking() as client:
             source = client.get_model_version_download_uri(registered.name, registered.version)
@@ -257,14 +250,14 @@ class ModelRegistry:
                 digest = model_digest(model)
                 if registered.sha256 not in (None, digest):
                     raise ModelError(f"{label}: sha256 is {digest}, the registry says {registered.sha256}")
-                _Download(folder, model.relative_to(draft).as_posix(), digest, _text(registered.created)).write(draft)
+                Download(folder, model.relative_to(draft).as_posix(), digest, _text(registered.created)).write(draft)
                 # Where another process was first, its download is as good.
                 with suppress(OSError):
                     draft.rename(folder)
-            download = _Download.read(folder)
+            download = Download.read(folder)
             if download is None:
                 raise RegistryError(f"{folder}: cannot be written; something else is in its place")
-            _prune(folder.parent)
+            prune(folder.parent)
         except OSError as error:
             raise RegistryError(
                 f"{folder}: the model cannot be kept: {error.strerror}; XDG_CACHE_HOME can name another folder"
@@ -433,161 +426,6 @@ class ModelRegistry:
         for uri in dict.fromkeys((self.uri, self._tracking_uri)):
             _probe(uri)
         return mlflow.MlflowClient(tracking_uri=self._tracking_uri, registry_uri=self.uri)
-
-
-class RegistrySource:
-    """What a source string `models:/…` names. `registry`: see `registry_uri`; `contract`: for files without one."""
-
-    def __init__(
-        self,
-        uri: RegistryUri,
-        *,
-        registry: str | None = None,
-        contract: Contract | None = None,
-        session: SessionSettings | None = None,
-    ) -> None:
-        self._named = uri
-        self._registry = ModelRegistry(registry)
-        self._contract, self._session = contract, session
-
-    @property
-    def uri(self) -> str:
-        suffix = f"/{self._named.version}" if self._named.alias is None else f"@{self._named.alias}"
-        return f"models:/{self._named.name}{suffix}"
-
-    def latest(self) -> Release:
-        """The version that the string stands for now. Raises RegistryError, MissingExtraError."""
-        return self._release(self._registry.resolve(self._named))
-
-    def release(self, version: str) -> Release:
-        """Another version of the model. Raises as `latest` does."""
-        return self._release(self._registry.resolve(RegistryUri(self._named.name, version=version)))
-
-    def _release(self, version: str) -> Release:
-        return Release(version, lambda: self._load(self._registry.fetch(self._named.name, version), version))
-
-    def _load(self, path: Path, version: str) -> Model:
-        return OnnxModel(path, contract=self._contract, session=self._session, name=self._named.name, version=version)
-
-    def remember(self, release: Release) -> None:
-        """Keep this release for a start without the registry. What cannot be kept is logged: it serves all the same."""
-        folder = self._registry.model_folder(self._named.name)
-        download = _Download.read(folder / release.key)
-        if download is None:
-            log.warning("%s: version %s is not kept, as it has not been downloaded", self.uri, release.key)
-            return
-        note = {"uri": self.uri, "version": release.key, "sha256": download.sha256}
-        try:
-            _write_json(self._note, note)
-        except OSError as error:
-            log.warning("%s: version %s is not kept: %s: %s", self.uri, release.key, self._note, error.strerror)
-
-    def remembered(self) -> Release | None:
-        """The release that served last, as far as it is still here and sound."""
-        note = _read_json(self._note)
-        if note is None:
-            return None
-        version, sha256 = str(note.get("version")), note.get("sha256")
-        download = _Download.read(self._note.parent / version)
-        if download is None or download.sha256 != sha256:
-            return None
-        try:
-            path = download.checked()
-        except ModelError as error:
-            log.warning("%s: version %s served last, but is damaged: %s", self.uri, version, error)
-            return None
-        return Release(version, lambda: self._load(path, version))
-
-    @property
-    def _note(self) -> Path:
-        """The file that says which version served last."""
-        digest = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
-        return self._registry.model_folder(self._named.name) / f"served-{digest}.json"
-
-
-@dataclass(frozen=True)
-class _Download:
-    """A version on this disk. `file`: the ONNX file in `folder`; `created`: when the version was, to tell it by."""
-
-    folder: Path
-    file: str
-    sha256: str
-    created: str
-
-    @classmethod
-    def read(cls, folder: Path) -> _Download | None:
-        """What was downloaded into a folder, None where nothing usable is said about it."""
-        record = _read_json(folder / RECORD_FILE)
-        if record is None:
-            return None
-        try:
-            return cls(folder, record["file"], record["sha256"], record["created"])
-        except KeyError:
-            return None
-
-    def write(self, folder: Path) -> None:
-        """Write the record into a folder that will be moved to `self.folder`."""
-        record = {"file": self.file, "sha256": self.sha256, "created": self.created}
-        (folder / RECORD_FILE).write_text(json.dumps(record))
-
-    def checked(self) -> Path:
-        """The ONNX file, as it was when downloaded. Raises ModelError where it is not, and throws it away."""
-        path = self.folder / self.file
-        try:
-            digest = model_digest(path)
-            if digest != self.sha256:
-                raise ModelError(f"{path}: sha256 is {digest}, it was {self.sha256} when it was downloaded")
-        except ModelError:
-            _discard(self.folder)
-            raise
-        with suppress(OSError):
-            os.utime(self.folder / RECORD_FILE)  # the time of its last use
-        return path
-
-
-def _discard(folder: Path) -> None:
-    """Take a download away, at once for other processes."""
-    with suppress(OSError):
-        doomed = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".fetch-"))
-        folder.rename(doomed / "version")
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _prune(folder: Path) -> None:
-    """Keep the downloads of a model that were used last, and those that stations will start with."""
-    notes = [_read_json(path) or {} for path in folder.glob("served-*.json")]
-    served = {str(note.get("version")) for note in notes}
-    records = sorted(folder.glob(f"*/{RECORD_FILE}"), key=_modified_s, reverse=True)
-    for record in records[KEPT_DOWNLOADS:]:
-        if record.parent.name not in served:
-            _discard(record.parent)
-    for path in folder.glob(".fetch-*"):
-        if time.time() - _modified_s(path) > ABANDONED_S:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _modified_s(path: Path) -> float:
-    """When a path was changed, now for one that another process has just taken away."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A small JSON object, None where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON object: other processes see the former one or this."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".fetch-", delete=False) as file:
-        json.dump(content, file)
-    Path(file.name).replace(path)
 
 
 def _import_mlflow() -> Any:

@@ -20,18 +20,18 @@ import pytest
 import spox.opset.ai.onnx.v17 as op
 from localize_core.errors import ConfigError, MissingExtraError, ModelError, RegistryError, UnknownModelError
 from localize_core.model.contract import METADATA_KEY, Golden
+from localize_core.model.downloads import KEPT_DOWNLOADS
 from localize_core.model.golden import golden_features
 from localize_core.model.onnx_model import OnnxModel, model_digest, model_files
 from localize_core.model.registry import (
     DEFAULT_NAME,
     ENVIRONMENT,
-    KEPT_DOWNLOADS,
     MAX_HISTORY,
     MAX_TAG_CHARACTERS,
     ModelRegistry,
-    RegistrySource,
     registry_uri,
 )
+from localize_core.model.registry_source import RegistrySource
 from localize_core.model.source import parse_model_uri
 
 if importlib.util.find_spec("mlflow") is None:
