@@ -175,14 +175,14 @@ def run_station(
         stopped.set()
 
     hung_up = threading.Event()
-    with _signals(stopped, hung_up), _controlled(graph, station):
+    with _signals(stopped, None if reread is None else hung_up), _controlled(graph, station):
         graph.start()
         waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
         waiter.start()
         while not stopped.wait(0.2):
             if graph.failure is not None:
                 break
-            if hung_up.is_set() and reread is not None:
+            if reread is not None and hung_up.is_set():
                 hung_up.clear()
                 station = _reload(graph, station, reread)
         interrupted = not ended.is_set() and graph.failure is None
@@ -191,6 +191,8 @@ def run_station(
                 graph.finish()
             graph.stop()
             waiter.join(timeout=STOP_S)
+    if ended.is_set():
+        graph.localizer.engine.close()
     failure = graph.failure
     if failure is None and not ended.is_set():
         failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
@@ -209,16 +211,21 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
         log.warning("reload: only [model] takes effect while the station runs; the rest takes a restart")
     if wanted.model.probability != station.model.probability:
         log.warning("reload: model.probability takes a restart")
-    engine.set_min_confidence(wanted.model.min_confidence)
+    if wanted.model.max_in_flight != station.model.max_in_flight:
+        log.warning("reload: how many windows are answered at a time takes a restart")
 
     def tell(done: Future[None]) -> None:
         error = done.exception()
         if error is None:
+            engine.set_min_confidence(wanted.model.min_confidence)
             log.info("reload: done")
         else:
             log.error("reload: going on with the model that serves: %s", error)
 
-    engine.configure(wanted.model).add_done_callback(tell)
+    try:
+        engine.configure(wanted.model).add_done_callback(tell)
+    except ConfigError as error:  # the streams are ending
+        log.error("reload: %s", error)
     return station.model_copy(update={"model": wanted.model})
 
 
@@ -238,12 +245,14 @@ def _controlled(graph: StationGraph, station: Station) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(stopped: threading.Event, hung_up: threading.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stopped`, SIGHUP `hung_up`; not so where this is not the main thread."""
+def _signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stopped`, SIGHUP `hung_up` where there is one; none does outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    events = {signal.SIGINT: stopped, signal.SIGTERM: stopped, signal.SIGHUP: hung_up}
+    events = {signal.SIGINT: stopped, signal.SIGTERM: stopped}
+    if hung_up is not None:
+        events[signal.SIGHUP] = hung_up
     before = {number: signal.signal(number, lambda which, _: events[which].set()) for number in events}
     try:
         yield

@@ -57,14 +57,13 @@ def _request(message: Any) -> Request:
     def field(name: str) -> Any:
         return pmt.dict_ref(meta, pmt.intern(name), pmt.PMT_NIL) if pmt.is_dict(meta) else pmt.PMT_NIL
 
-    frequency = field("rx_freq")
     return Request(
         id=_text(field("id")),
         data=_data(pmt.cdr(message)),
         receivers=_names(field("receivers")),
         stream=_text(field("stream")) or "requests",
         start=tags.time_from_pmt(field("rx_time")),
-        frequency_hz=float(pmt.to_double(frequency)) if pmt.is_real(frequency) or pmt.is_integer(frequency) else None,
+        frequency_hz=tags.frequency_from_pmt(field("rx_freq")),
     )
 
 

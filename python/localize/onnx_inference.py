@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 import uuid
@@ -139,6 +138,7 @@ class onnx_inference(gr.sync_block):
         )
         self._live = live
         self._station = station
+        self._unit = stream or station  # the random name of a stream would change its arm at each start
         self._stream = stream or uuid.uuid4().hex[:8]
         self._worker: InferenceWorker[_Job, Callable[[], Fix]] | None = None
         self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
@@ -280,9 +280,9 @@ class onnx_inference(gr.sync_block):
                 moment = tags.time_from_pmt(tag.value)
                 if moment is not None:
                     self._times.add(tag.offset, moment)
-            elif pmt.eq(tag.key, tags.RX_FREQ) and pmt.is_number(tag.value) and not pmt.is_complex(tag.value):
-                frequency_hz = float(pmt.to_double(tag.value))
-                if math.isfinite(frequency_hz) and frequency_hz >= 0.0:
+            elif pmt.eq(tag.key, tags.RX_FREQ):
+                frequency_hz = tags.frequency_from_pmt(tag.value)
+                if frequency_hz is not None:
                     self._frequencies.add(tag.offset, frequency_hz)
             elif pmt.eq(tag.key, tags.ALIGNMENT):
                 alignment = tags.alignment_from_pmt(tag.value)
@@ -347,6 +347,7 @@ class onnx_inference(gr.sync_block):
             alignment=None if alignment is None else alignment[1],
             completed_s=time.monotonic(),
             dropped=0,
+            unit=self._unit,
         )
 
     def _publish(self, fix: Fix) -> None:
@@ -356,7 +357,10 @@ class onnx_inference(gr.sync_block):
 
     def _publish_all(self, fixes: Sequence[Fix]) -> None:
         for fix in fixes:
-            self._publish(fix)
+            try:
+                self._publish(fix)
+            except ConfigError as error:  # of one request's own making; the others are answered all the same
+                self.logger.error(f"request {fix.id}: its fix cannot be published: {error}")
 
     def _publish_shadow(self, fix: Fix) -> None:
         self.message_port_pub(self.SHADOW_PORT, fix_to_pmt(fix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +48,14 @@ def time_from_pmt(value: Any) -> tuple[int, float] | None:
         return None
     whole, rest = int(pmt.to_python(seconds)), float(pmt.to_double(fraction))
     return (whole, rest) if 0 <= whole < END_OF_TIME_S and 0.0 <= rest < 1.0 else None
+
+
+def frequency_from_pmt(value: Any) -> float | None:
+    """Hertz of an `rx_freq` tag; None if it is no such value."""
+    if not pmt.is_number(value) or pmt.is_complex(value):
+        return None
+    frequency_hz = float(pmt.to_double(value))
+    return frequency_hz if math.isfinite(frequency_hz) and frequency_hz >= 0.0 else None
 
 
 def _dictionary(value: Any) -> dict[str, Any]:

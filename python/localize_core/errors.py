@@ -16,6 +16,10 @@ class ModelError(LocalizeError):
     """A model file is unreadable, breaks its contract or fails its golden vector."""
 
 
+class DigestError(ModelError):
+    """A model is not the one that was meant: its digest is another. Fetched again, it may be."""
+
+
 class SourceError(LocalizeError):
     """A recording or a receiver cannot be read."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from localize_core.engine.health import Health
 from localize_core.engine.locator import Locator
 from localize_core.engine.serving import Version
-from localize_core.errors import ConfigError, EngineError, LocalizeError, ModelError, RegistryError, UnavailableError
+from localize_core.errors import ConfigError, DigestError, LocalizeError, ModelError, RegistryError, UnavailableError
 from localize_core.model.admission import admit
 from localize_core.model.base import ModelSource, Release
 from localize_core.model.contract import Contract
@@ -64,6 +64,7 @@ class Arm:
         self.previous: Version | None = None
         self._loader, self._health, self._prefix = loader, health, prefix
         self._seen: str | None = None  # the source's latest release, whatever came of it: only another one is news
+        self._refused = False  # whether that one is not served because something is wrong with it
         self._changing = threading.Lock()
 
     # Answering
@@ -107,50 +108,66 @@ class Arm:
                 raise
             condition = "rejected" if isinstance(error, ModelError) else "unreachable"
             self._swap(self._loader.load(kept))
-            detail = f"{error}; started with version {kept.key}, which was kept here"
+            detail = f"{error}; started with version {kept.version}, which was kept here"
             self._health.report(f"{self._prefix}_{condition}", detail)
         else:
             self._seen = release.key
             self._install(version, release)
 
     def refresh(self) -> bool:
-        """Serve what the source names now, where that is news. Returns whether the source has answered.
+        """Serve what the source names now, where that is news. Returns whether the source has answered as it should.
 
         What is wrong is a condition of `health`, and the version that serves goes on.
         """
         try:
-            release = self.source.latest()
-        except (RegistryError, UnavailableError) as error:
-            return self._unreachable(error)
+            self._follow(retry=False)
         except LocalizeError as error:
-            self._health.report(f"{self._prefix}_rejected", str(error))
-            return True
-        if self.current is not None and release.key == self.current.key:
-            self._health.clear(f"{self._prefix}_rejected")  # the source has come back to what serves
-        elif release.key != self._seen:
-            try:
-                self._serve(release)
-            except (RegistryError, UnavailableError) as error:
-                return self._unreachable(error)
-            except (ConfigError, EngineError, ModelError) as error:
-                log.warning("%s: %s", self.name, error)
-                self._health.report(f"{self._prefix}_rejected", str(error))
-            else:
-                self._health.clear(f"{self._prefix}_rejected")
-        self._seen = release.key
-        self._health.clear(f"{self._prefix}_unreachable")
+            return self._noted(error)
         return True
 
     def reload(self) -> None:
-        """Serve what the source names now, trying again what was rejected. Raises what is wrong with it."""
+        """Serve what the source names now, where that is news or was rejected. Raises what is wrong with it."""
+        try:
+            self._follow(retry=True)
+        except LocalizeError as error:
+            self._noted(error)
+            raise
+
+    def _noted(self, error: LocalizeError) -> bool:
+        """Make it a condition. Returns whether the source has answered as it should."""
+        if isinstance(error, RegistryError | UnavailableError):
+            self._health.report(f"{self._prefix}_unreachable", str(error))
+            return False
+        if self._health.report(f"{self._prefix}_rejected", str(error)):
+            log.warning("%s: %s", self.name, error)
+        # What was fetched with another digest may be right the next time; nothing else changes by itself.
+        return not isinstance(error, DigestError)
+
+    def _follow(self, *, retry: bool) -> None:
         release = self.source.latest()
-        self._serve(release)
+        self._health.clear(f"{self._prefix}_unreachable")
+        serves = self.current is not None and self.current.key == release.key
+        if not serves and (release.key != self._seen or (retry and self._refused)):
+            self._refused = True
+            try:
+                self._serve(release)
+            except (RegistryError, UnavailableError, DigestError):
+                raise
+            except LocalizeError:
+                self._seen = release.key
+                raise
+            serves = True
         self._seen = release.key
-        self._health.clear(f"{self._prefix}_rejected", f"{self._prefix}_unreachable")
+        if serves:  # or an operator chose another version, which is nothing wrong
+            self._refused = False
+        if not self._refused:
+            self._health.clear(f"{self._prefix}_rejected")
 
     def activate(self, version: str) -> None:
         """Serve that version until the source names another. Raises what is wrong with it."""
         self._serve(self.source.release(version))
+        self._refused = False
+        self._health.clear(f"{self._prefix}_rejected")
 
     def rollback(self) -> None:
         """Serve the version before, at once. Raises ConfigError where there is none."""
@@ -163,20 +180,25 @@ class Arm:
         """Serve what another source names. Raises what is wrong with it: then all is as before."""
         release = source.latest()
         version = self._loader.load(release)
-        self.source, self._seen = source, release.key
+        self.source, self._seen, self._refused = source, release.key, False
         self._install(version, release)
+        self._health.clear(*(f"{self._prefix}_{what}" for what in ("unreachable", "rejected", "unavailable", "error")))
 
     def take_over(self, other: Arm) -> None:
         """Serve the other arm's version, which leaves it. Raises ConfigError where it has none."""
-        version = other.current
-        if version is None:
-            raise ConfigError(f"promote: {other.name} has no version that serves")
-        other.current = None
+        with other._changing:
+            version, before = other.current, other.previous
+            if version is None:
+                raise ConfigError(f"promote: {other.name} has no version that serves")
+            other.current = other.previous = None
         self._swap(version)
+        if before is not None:
+            before.retire()
 
     def close(self) -> None:
         """Let go of all versions, once nothing uses them any more."""
-        versions, self.current, self.previous = self.versions, None, None
+        with self._changing:
+            versions, self.current, self.previous = self.versions, None, None
         for version in versions:
             version.retire()
 
@@ -205,10 +227,6 @@ class Arm:
             old.retire()
         identity = version.locator.model.identity
         log.info("%s: %s version %s (%s) serves", self.name, identity.name, identity.version, identity.sha256[:12])
-
-    def _unreachable(self, error: LocalizeError) -> bool:
-        self._health.report(f"{self._prefix}_unreachable", str(error))
-        return False
 
     def as_dict(self) -> dict[str, Any]:
         """Source, the version that serves and the one before it."""

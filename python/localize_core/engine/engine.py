@@ -13,12 +13,12 @@ from typing import Any
 
 from localize_core.engine.arm import Arm, Loader
 from localize_core.engine.experiment import Experiment
-from localize_core.engine.health import Health
+from localize_core.engine.health import CONDITIONS, Health
 from localize_core.engine.locator import Inference, WindowContext
 from localize_core.engine.requests import MAX_REQUESTS, Request, empty_window, request_window
 from localize_core.engine.serving import Version
 from localize_core.engine.settings import ChallengerSettings, ServingSettings
-from localize_core.engine.sources import open_source
+from localize_core.engine.sources import open_champion, open_source
 from localize_core.engine.watcher import Watcher
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
@@ -69,7 +69,7 @@ class Engine:
         self.shadow_dropped = 0
         self._compiled = compiled
         self._loader = Loader(min_confidence=_checked_confidence(min_confidence), probability=probability)
-        source = open_source(settings.uri, settings, compiled=compiled)
+        source = open_champion(settings, compiled=compiled)
         self._champion = Arm("champion", source, self._loader, self.health, prefix="model")
         self._challenger: Arm | None = None
         self._experiment: Experiment | None = None
@@ -84,7 +84,7 @@ class Engine:
             if self._fallback is None:
                 raise
             self._champion.unavailable(str(error))
-        self.contract: Contract = self._at_hand().locator.model.contract
+        self.contract: Contract = (self._champion.current or self._at_hand()).locator.model.contract
         self._loader.like = self.contract
         self.station = station or self.contract.name
         self._numbering = threading.Lock()
@@ -198,7 +198,8 @@ class Engine:
     def refuse(self, request: Request, reason: str) -> Fix:
         """The fix of a request that no model is asked about."""
         context = self._context(request, request.start or (int(time.time()), 0.0), time.monotonic())
-        return self._at_hand().locator.refuse(empty_window(self.contract), context, reason)
+        version = self._champion.current or self._at_hand()
+        return version.locator.refuse(empty_window(self.contract), context, reason)
 
     def _context(self, request: Request, start: tuple[int, float], began_s: float) -> WindowContext:
         with self._numbering:
@@ -222,7 +223,7 @@ class Engine:
         challenger, experiment = self._challenger, self._experiment
         if challenger is None or experiment is None:
             return self._inferred(self._champion, windows, contexts)
-        chosen = challenger if experiment.serves(contexts[0].stream) else self._champion
+        chosen = challenger if experiment.serves(contexts[0].unit or contexts[0].stream) else self._champion
         conclude = self._inferred(chosen, windows, contexts)
         if not experiment.compares:
             return conclude
@@ -231,7 +232,10 @@ class Engine:
         def concluded() -> list[Fix]:
             fixes = conclude()
             for window, context, fix in zip(windows, contexts, fixes, strict=True):
-                self._compare((window, context, fix, other))
+                if fix.model.arm != chosen.name:  # it did not answer, and the champion did
+                    self._judge(experiment, experiment.fail(1))
+                elif not fix.model.backend.startswith("fallback:"):
+                    self._compare((window, context, fix, other))
             return fixes
 
         return concluded
@@ -300,13 +304,26 @@ class Engine:
             self.shadow_dropped += 1  # the stream itself is behind: the machine is all its own
             return
         before = shadow.dropped
-        shadow.submit(job)
+        try:
+            shadow.submit(job)
+        except Exception as error:  # of whatever comparing does: the stream has nothing to do with it
+            self._give_up(f"comparing has failed: {type(error).__name__}: {error}")
         self.shadow_dropped += shadow.dropped - before
+
+    def _give_up(self, reason: str) -> None:
+        experiment = self._experiment
+        if experiment is not None and experiment.state != "rolled_back":
+            log.error("experiment %s: %s", experiment.name, reason)
+            experiment.abort(reason)
+            self.health.report("experiment_rolled_back", reason)
+            self.notify()
 
     def _compared(self, job: _Comparison, dropped: int) -> tuple[_Comparison, Fix]:
         window, context, _, other = job
         serving = other.acquire()
-        if serving is None:
+        if serving is None or other not in self._arms():
+            if serving is not None:
+                serving.release()
             return job, self._at_hand().locator.refuse(window, context, "model_unavailable", arm="shadow")
         try:
             fix = serving.locator.locate(window, context, arm="shadow")
@@ -323,12 +340,15 @@ class Engine:
         (_, _, fix, other), shadow = compared
         if self._on_shadow is not None:
             self._on_shadow(shadow)
-        experiment, challenger = self._experiment, self._challenger
-        if experiment is None or challenger is None:
+        experiment = self._experiment
+        if experiment is None or other not in self._arms():
             return
-        ours, theirs = self._champion.current, challenger.current
         pair = (shadow, fix) if other is self._champion else (fix, shadow)
-        if ours is None or theirs is None or not experiment.compare(*pair, ours.statistics, theirs.statistics):
+        self._judge(experiment, experiment.compare(*pair))
+
+    def _judge(self, experiment: Experiment, changed: bool) -> None:
+        """Say so where an experiment has gone a step further, or back."""
+        if not changed or experiment is not self._experiment:
             return
         if experiment.state == "rolled_back":
             self.health.clear("challenger_error", "challenger_unavailable")  # it is not asked any more
@@ -372,11 +392,15 @@ class Engine:
         before = self.settings
         if settings.fallback != before.fallback:
             raise ConfigError("fallback: another one takes a restart")
+        if settings.uri == "compiled" and self._compiled is None:
+            raise ConfigError("uri: going over to compiled takes a restart")
+        if settings.challenger is not None:
+            open_source(settings.challenger.uri, settings)  # raises before anything has changed
         fields = ("uri", "registry", "contract", "deadline_ms", "max_in_flight", "session")
         moved = any(getattr(settings, field) != getattr(before, field) for field in fields)
         try:
             if moved:
-                self._champion.change_source(open_source(settings.uri, settings, compiled=self._compiled))
+                self._champion.change_source(open_champion(settings, compiled=self._compiled))
             self.settings = settings
             if moved or settings.challenger != before.challenger:
                 self._open_challenger(settings.challenger)
@@ -392,9 +416,7 @@ class Engine:
         old, self._challenger, self._experiment = self._challenger, None, None
         if old is not None:
             old.close()
-        self.health.clear(
-            "challenger_unreachable", "challenger_rejected", "challenger_unavailable", "experiment_rolled_back"
-        )
+        self.health.clear(*(name for name in CONDITIONS if name.startswith(("challenger_", "experiment_"))))
         if settings is None:
             return
         source = open_source(settings.uri, self.settings)
@@ -486,7 +508,6 @@ class Engine:
         challenger = self._challenger
         if challenger is None:
             raise ConfigError("promote: there is no challenger")
-        self._experiment = None
         self._champion.take_over(challenger)
         self._open_challenger(None)
 

@@ -6,17 +6,19 @@ import hashlib
 import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
-from localize_core.engine.serving import Statistics
 from localize_core.engine.settings import ChallengerSettings
 from localize_core.geodesy import GEOD
 from localize_core.types.fix import Fix
 
 COMPARISONS_KEPT = 2000
+FAILED = ("model_error", "model_unavailable")
+"""Reasons that are the model's own fault."""
 State = Literal["running", "complete", "rolled_back"]
 
 
@@ -32,22 +34,37 @@ class Comparison:
 
     def __init__(self) -> None:
         self.windows = 0
+        """Those that tell something: at least one of the models has a position, or the challenger has failed."""
         self.errors = 0
-        """Windows that the challenger failed on and the champion did not."""
+        """Windows that the challenger failed on, or did not answer, and the champion did."""
         self.disagreements = 0
+        """Windows to which only one of them has a position."""
         self._distance_m: deque[float] = deque(maxlen=COMPARISONS_KEPT)
         self._distance_sigma: deque[float] = deque(maxlen=COMPARISONS_KEPT)
         self._ellipse_ratio: deque[float] = deque(maxlen=COMPARISONS_KEPT)
+        self._champion_ms: deque[float] = deque(maxlen=COMPARISONS_KEPT)
+        self._challenger_ms: deque[float] = deque(maxlen=COMPARISONS_KEPT)
+
+    def fail(self, count: int = 1) -> None:
+        """The challenger has not answered so many windows."""
+        self.windows += count
+        self.errors += count
 
     def add(self, champion: Fix, challenger: Fix) -> None:
         """Both models' answers to one window."""
-        self.windows += 1
-        if challenger.reason == "model_error" != champion.reason:
-            self.errors += 1
-        elif champion.status != challenger.status:
-            self.disagreements += 1
+        if champion.reason in FAILED:
+            return  # nothing to hold the challenger against
+        if challenger.reason in FAILED:
+            self.fail()
+            return
         ours, theirs = champion.uncertainty, challenger.uncertainty
+        if ours is None and theirs is None:
+            return
+        self.windows += 1
+        self._champion_ms.append(champion.inference_time_ms)
+        self._challenger_ms.append(challenger.inference_time_ms)
         if champion.position is None or challenger.position is None or ours is None or theirs is None:
+            self.disagreements += 1
             return
         azimuth_deg, _, distance_m = GEOD.inv(
             champion.position.longitude,
@@ -56,10 +73,17 @@ class Comparison:
             challenger.position.latitude,
         )
         apart = distance_m * np.array([math.sin(math.radians(azimuth_deg)), math.cos(math.radians(azimuth_deg))])
-        squared = float(apart @ np.linalg.solve(ours.covariance_m2 + theirs.covariance_m2, apart))
+        # A millimetre keeps ellipses without width apart from ones that have no inverse.
+        spread = ours.covariance_m2 + theirs.covariance_m2 + 1e-6 * np.eye(2)
         self._distance_m.append(float(distance_m))
-        self._distance_sigma.append(math.sqrt(max(squared, 0.0)))
+        self._distance_sigma.append(math.sqrt(max(float(apart @ np.linalg.solve(spread, apart)), 0.0)))
         self._ellipse_ratio.append(math.sqrt(theirs.sigma_x * theirs.sigma_y / (ours.sigma_x * ours.sigma_y)))
+
+    def p95_ms(self) -> tuple[float, float] | None:
+        """Inference time of champion and challenger; None before there is any."""
+        if not self._champion_ms:
+            return None
+        return float(np.percentile(self._champion_ms, 95)), float(np.percentile(self._challenger_ms, 95))
 
     def as_dict(self) -> dict[str, Any]:
         """Counts, and medians of the distance and of the ellipses' ratio, challenger to champion."""
@@ -107,15 +131,22 @@ class Experiment:
         """Whether the other arm answers each window too, for comparison only."""
         return self.settings.mode != "split" and self.state != "rolled_back"
 
-    def compare(self, champion: Fix, challenger: Fix, ours: Statistics, theirs: Statistics) -> bool:
+    def compare(self, champion: Fix, challenger: Fix) -> bool:
         """Take both answers to a window in, then go a step further or back. Returns whether the state has changed."""
+        return self._weigh(lambda comparison: comparison.add(champion, challenger))
+
+    def fail(self, count: int) -> bool:
+        """The challenger has not answered so many windows of its own. Returns as `compare` does."""
+        return self._weigh(lambda comparison: comparison.fail(count))
+
+    def _weigh(self, take: Callable[[Comparison], None]) -> bool:
         with self._lock:
-            self._comparison.add(champion, challenger)
+            take(self._comparison)
             if self.settings.mode != "canary" or self.state != "running":
                 return False
             if self._comparison.windows < self.settings.gates.min_windows:
                 return False
-            missed = self._missed(ours, theirs)
+            missed = self._missed()
             if missed:
                 self.state, self.reason = "rolled_back", f"at {self.share_percent:g} %: {missed}"
             elif self._step + 1 < len(self.settings.steps_percent):
@@ -136,13 +167,13 @@ class Experiment:
             self.state, self.reason, self._step = "running", "", 0
             self._comparison = Comparison()
 
-    def _missed(self, ours: Statistics, theirs: Statistics) -> str:
+    def _missed(self) -> str:
         """The first gate that the challenger misses, in words; empty where it passes all."""
         gates, seen = self.settings.gates, self._comparison
         if seen.errors / seen.windows > gates.max_error_share:
             return f"it fails on {seen.errors} of {seen.windows} windows that the champion answers"
-        champion_ms, challenger_ms = ours.quantile_ms(95), theirs.quantile_ms(95)
-        if champion_ms is not None and challenger_ms is not None:
+        if (p95_ms := seen.p95_ms()) is not None:
+            champion_ms, challenger_ms = p95_ms
             allowed_ms = max(champion_ms * gates.max_latency_ratio, gates.latency_floor_ms)
             if challenger_ms > allowed_ms:
                 return f"its P95 is {challenger_ms:.1f} ms, {allowed_ms:.1f} ms are allowed"

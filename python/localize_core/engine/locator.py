@@ -26,7 +26,7 @@ class WindowContext:
 
     `start`: time of the first sample of its first hop, whole seconds since 1970 and the rest. `completed_s`:
     monotonic clock when its last frame came. `dropped`: windows of this stream lost just before it. `id`: of the
-    request that it answers, None for streams.
+    request that it answers, None for streams. `unit`: name by which an experiment chooses, the stream's if empty.
     """
 
     station: str
@@ -39,12 +39,13 @@ class WindowContext:
     completed_s: float
     dropped: int
     id: str | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
 class Inference:
     """What a model said to a batch: usable receivers of each window, answers by the index of their windows (None where
-    inference failed, nothing where the model was not asked), and the time that it took.
+    inference failed, nothing where the model was not asked), and the time that each of them took.
     """
 
     usable: Sequence[np.ndarray]
@@ -97,7 +98,7 @@ class Locator:
         fed = [index for index, each in enumerate(usable) if np.count_nonzero(each) >= self._min_receivers]
         began = time.perf_counter()
         outputs = self._run([self._prepared(windows[index], sound[index]) for index in fed])
-        spent_ms = (time.perf_counter() - began) * 1e3
+        spent_ms = (time.perf_counter() - began) * 1e3 / max(len(fed), 1)
         return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
 
     def conclude(

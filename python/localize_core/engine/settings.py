@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
-from localize_core.model.source import CompiledUri, parse_model_uri
+from localize_core.model.source import CompiledUri, RemoteUri, parse_model_uri
 
 Mode = Literal["split", "shadow", "canary"]
 
@@ -31,13 +31,19 @@ def _known_challenger(value: str) -> str:
     return value
 
 
+def _known_fallback(value: str) -> str:
+    if isinstance(parse_model_uri(_known_uri(value)), RemoteUri):
+        raise ValueError("a fallback answers while no server does: it has to be on this machine")
+    return value
+
+
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_known_uri)]
 
 
 class GateSettings(_Settings):
     """What a canary must show at each step before its share grows. One that is missed rolls it back."""
 
-    min_windows: int = Field(200, ge=1, description="windows that both arms have answered at this step")
+    min_windows: int = Field(200, ge=1, description="windows of this step to which one of the arms gives a position")
     max_error_share: float = Field(
         0.01, ge=0.0, le=1.0, description="windows that the challenger fails on, beyond those the champion does"
     )
@@ -86,7 +92,7 @@ class ServingSettings(_Settings):
     )
     poll_s: float = Field(60.0, ge=0.0, le=86_400.0, description="how often the source is asked; 0 for never")
     contract: str | None = Field(None, description="path of a contract in JSON, for a model that carries none")
-    fallback: Uri | None = Field(
+    fallback: Annotated[str, AfterValidator(_known_fallback)] | None = Field(
         None, description="model on this machine, for the time that an inference server does not answer"
     )
     deadline_ms: float = Field(200.0, gt=0.0, le=60_000.0, description="for a window at an inference server")

@@ -11,14 +11,16 @@ from localize_core.model.contract import Contract
 from localize_core.model.source import CompiledUri, FileSource, FileUri, RegistryUri, parse_model_uri
 
 
-def open_source(uri: str, settings: ServingSettings, *, compiled: Path | None = None) -> ModelSource:
-    """The source that `uri` names. `compiled`: the station's compiled model, where there is a station.
+def open_source(
+    uri: str, settings: ServingSettings, *, contract: Contract | None = None, compiled: Path | None = None
+) -> ModelSource:
+    """The source that `uri` names. `compiled`: the station's compiled model, where there is a station. `contract`: of a
+    model that carries none.
 
     Nothing is asked or loaded yet. Raises ConfigError for a string that names nothing, a contract file that cannot be
     read, or an optional package that is missing.
     """
     named = parse_model_uri(uri)
-    contract = None if settings.contract is None else read_contract(settings.contract)
     if isinstance(named, CompiledUri):
         if compiled is None:
             raise ConfigError(
@@ -37,6 +39,12 @@ def open_source(uri: str, settings: ServingSettings, *, compiled: Path | None = 
     return RemoteSource(
         named, deadline_s=settings.deadline_ms / 1e3, max_in_flight=settings.max_in_flight, contract=contract
     )
+
+
+def open_champion(settings: ServingSettings, *, compiled: Path | None = None) -> ModelSource:
+    """The source of the champion, which alone the settings' contract is for. Raises as `open_source` does."""
+    contract = None if settings.contract is None else read_contract(settings.contract)
+    return open_source(settings.uri, settings, contract=contract, compiled=compiled)
 
 
 def read_contract(path: str) -> Contract:

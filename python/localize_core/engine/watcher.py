@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 """First wait after a failure; it doubles up to the usual one."""
+STOP_S = 5.0
 NEVER_S = 365.0 * 86_400.0
 
 T = TypeVar("T")
@@ -40,10 +41,6 @@ class Watcher:
 
     def start(self) -> None:
         self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
 
     def do(self, task: Callable[[], T]) -> Future[T]:
         """Have it done in the watcher's thread. Raises ConfigError when it is stopping."""
@@ -69,11 +66,11 @@ class Watcher:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End the thread when what it is at, and what was asked for before, is done."""
+        """End the thread when what was asked for before is done; what takes too long is left to itself."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(STOP_S)
 
     def _run(self) -> None:
         due_s = time.monotonic() + self._pause_s()

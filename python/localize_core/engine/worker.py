@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -128,8 +129,8 @@ class InferenceWorker(Generic[Job, Result]):
         self._guarded(self._deliver_in_order)
 
     def _guarded(self, loop: Callable[[], None]) -> None:
-        if self._low_priority:
-            # Linux keeps a niceness for each thread; elsewhere the work just takes its turn.
+        if self._low_priority and sys.platform == "linux":
+            # It keeps a niceness for each thread; elsewhere it is one of the process.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         try:
             loop()

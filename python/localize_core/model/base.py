@@ -52,11 +52,12 @@ class Model(Protocol):
 class Release:
     """A definite version of what a source names.
 
-    `key`: differs between any two releases of the source. `open()` loads it, which may take seconds; it raises
-    ModelError for one that is no good, RegistryError where it cannot be fetched.
+    `key`: differs between any two releases, of whatever sources. `version`: what the source calls it. `open()` loads
+    it, which may take seconds; it raises ModelError for one that is no good, RegistryError where it cannot be fetched.
     """
 
     key: str
+    version: str
     open: Callable[[], Model]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localize_core.errors import ModelError
+from localize_core.errors import DigestError, ModelError
 from localize_core.model.onnx_model import model_digest
 
 RECORD_FILE = "record.json"
@@ -53,7 +53,7 @@ class Download:
         try:
             digest = model_digest(path)
             if digest != self.sha256:
-                raise ModelError(f"{path}: sha256 is {digest}, it was {self.sha256} when it was downloaded")
+                raise DigestError(f"{path}: sha256 is {digest}, it was {self.sha256} when it was downloaded")
         except ModelError:
             discard(self.folder)
             raise

@@ -48,6 +48,8 @@ class OnnxModel:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types for one cause: the file is no good
             raise ModelError(f"{self.path}: not a usable ONNX model: {error}") from error
+        if model_digest(self.path) != self.sha256:
+            raise ModelError(f"{self.path}: was written while it was loaded; write beside it and rename")
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY in metadata:
             try:

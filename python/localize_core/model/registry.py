@@ -26,6 +26,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from localize_core.errors import (
     ConfigError,
+    DigestError,
     LocalizeError,
     MissingExtraError,
     ModelError,
@@ -86,7 +87,7 @@ class RegisteredVersion:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return vars(self) | {"aliases": list(self.aliases), "created": _text(self.created)}
+        return vars(self) | {"aliases": list(self.aliases), "created": time_text(self.created)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class RegisteredModel:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return vars(self) | {"changed": _text(self.changed)}
+        return vars(self) | {"changed": time_text(self.changed)}
 
 
 def registry_uri(uri: str | None = None) -> str:
@@ -229,7 +230,7 @@ class ModelRegistry:
             log.warning("%s; taking version %s of %s from an earlier download", error, version, name)
         else:
             # Numbers come again where a version was deleted, or a whole registry.
-            if download is not None and download.created != _text(registered.created):
+            if download is not None and download.created != time_text(registered.created):
                 discard(folder)
                 download = None
             download = download or self._download(registered, folder)
@@ -249,8 +250,9 @@ class ModelRegistry:
                 model = _onnx_file(self._copy(source, draft, label), label)
                 digest = model_digest(model)
                 if registered.sha256 not in (None, digest):
-                    raise ModelError(f"{label}: sha256 is {digest}, the registry says {registered.sha256}")
-                Download(folder, model.relative_to(draft).as_posix(), digest, _text(registered.created)).write(draft)
+                    raise DigestError(f"{label}: sha256 is {digest}, the registry says {registered.sha256}")
+                record = model.relative_to(draft).as_posix(), digest, time_text(registered.created)
+                Download(folder, *record).write(draft)
                 # Where another process was first, its download is as good.
                 with suppress(OSError):
                     draft.rename(folder)
@@ -547,7 +549,7 @@ def _time(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000.0, timezone.utc)
 
 
-def _text(time: datetime) -> str:
+def time_text(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

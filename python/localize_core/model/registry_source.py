@@ -11,7 +11,7 @@ from localize_core.model.base import Model, Release
 from localize_core.model.contract import Contract
 from localize_core.model.downloads import Download, read_json, write_json
 from localize_core.model.onnx_model import OnnxModel
-from localize_core.model.registry import ModelRegistry
+from localize_core.model.registry import ModelRegistry, time_text
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import RegistryUri
 
@@ -47,7 +47,16 @@ class RegistrySource:
         return self._release(self._registry.resolve(RegistryUri(self._named.name, version=version)))
 
     def _release(self, version: str) -> Release:
-        return Release(version, lambda: self._load(self._registry.fetch(self._named.name, version), version))
+        created = self._registry.version(self._named.name, version).created
+        return Release(
+            self._key(version, time_text(created)),
+            version,
+            lambda: self._load(self._registry.fetch(self._named.name, version), version),
+        )
+
+    def _key(self, version: str, created: str) -> str:
+        """Numbers come again where a version was deleted, or a whole registry; the time of its making does not."""
+        return f"{self._registry.uri} {self._named.name} {version} {created}"
 
     def _load(self, path: Path, version: str) -> Model:
         return OnnxModel(path, contract=self._contract, session=self._session, name=self._named.name, version=version)
@@ -55,15 +64,15 @@ class RegistrySource:
     def remember(self, release: Release) -> None:
         """Keep this release for a start without the registry. What cannot be kept is logged: it serves all the same."""
         folder = self._registry.model_folder(self._named.name)
-        download = Download.read(folder / release.key)
+        download = Download.read(folder / release.version)
         if download is None:
-            log.warning("%s: version %s is not kept, as it has not been downloaded", self.uri, release.key)
+            log.warning("%s: version %s is not kept, as it has not been downloaded", self.uri, release.version)
             return
-        note = {"uri": self.uri, "version": release.key, "sha256": download.sha256}
+        note = {"uri": self.uri, "version": release.version, "sha256": download.sha256}
         try:
             write_json(self._note, note)
         except OSError as error:
-            log.warning("%s: version %s is not kept: %s: %s", self.uri, release.key, self._note, error.strerror)
+            log.warning("%s: version %s is not kept: %s: %s", self.uri, release.version, self._note, error.strerror)
 
     def remembered(self) -> Release | None:
         """The release that served last, as far as it is still here and sound."""
@@ -79,7 +88,7 @@ class RegistrySource:
         except ModelError as error:
             log.warning("%s: version %s served last, but is damaged: %s", self.uri, version, error)
             return None
-        return Release(version, lambda: self._load(path, version))
+        return Release(self._key(version, download.created), version, lambda: self._load(path, version))
 
     @property
     def _note(self) -> Path:

@@ -206,8 +206,8 @@ class RemoteModel:
     """A model that answers from a server, within a deadline or not at all. Threads may share it.
 
     `version`: the one asked for in every request, so that no server changes it under a stream; None for the highest
-    now. `deadline_s`: for a run, with the wait for one of `max_in_flight` places and a second try where the first
-    found nobody. `contract`: where the server carries none.
+    now. `deadline_s`: for each window of a run, with the wait for one of `max_in_flight` places and a second try where
+    the first found nobody. `contract`: where the server carries none.
 
     After three runs in a row without an answer it is not `available`: `run` then raises at once, while a thread looks
     whether the same model is back and answers as it should.
@@ -285,7 +285,7 @@ class RemoteModel:
         Raises UnavailableError without an answer by the deadline, at once while not `available`; EngineError where the
         server fails on these windows or the answer has the wrong shape.
         """
-        until_s = time.monotonic() + self._deadline_s
+        until_s = time.monotonic() + self._deadline_s * len(features)
         self._check_available()
         if not self._slots.acquire(timeout=self._deadline_s):
             raise UnavailableError(
@@ -313,7 +313,7 @@ class RemoteModel:
 
     def _judged(self, features: np.ndarray, until_s: float) -> ModelOutput:
         """Ask, and let the breaker know how it went."""
-        fair = until_s - time.monotonic() > 0.5 * self._deadline_s
+        fair = until_s - time.monotonic() > 0.5 * self._deadline_s * len(features)
         try:
             answer = self._connection.infer(self._served, features, until_s, label=self.label)
         except UnavailableError as error:
@@ -375,7 +375,9 @@ class RemoteModel:
                 )
             self._warm_up()
             admit(_Probed(self), time_steps=self._time_steps)
-        except LocalizeError as error:
+        except Exception as error:  # whatever it is, the next look may find it over
+            if not isinstance(error, LocalizeError):
+                log.exception("%s: looking whether it is back failed", self.label)
             return str(error)
         return None
 
@@ -448,7 +450,7 @@ class RemoteSource:
             served = connection.describe(version, self._contract)
         finally:
             connection.close()
-        return Release(served.key, lambda: self._open(served))
+        return Release(f"{self._uri.address} {self._uri.name} {served.key}", served.version, lambda: self._open(served))
 
     def _open(self, served: _Served) -> RemoteModel:
         model = RemoteModel(

@@ -66,7 +66,17 @@ class SessionSettings(BaseModel):
         options.log_severity_level = 3
         options.graph_optimization_level = OPTIMISATIONS[self.optimisation]
         options.enable_cpu_mem_arena = self.arena
-        session = onnxruntime.InferenceSession(path, options, providers=self._installed())
+        providers = self._installed()
+        while True:
+            try:
+                # ONNX Runtime's own fallback tells standard output of it, which is for results.
+                session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=False)
+                break
+            except Exception as error:
+                if self.strict or len(providers) == 1:
+                    raise
+                log.warning("provider %s does not start: %s; going on with the next", providers[0], error)
+                providers = providers[1:]
         self._check(session.get_providers(), "does not run here")
         return session
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from localize_core.errors import ConfigError
 from localize_core.model.base import Release
 from localize_core.model.contract import Contract
-from localize_core.model.onnx_model import OnnxModel, model_digest
+from localize_core.model.onnx_model import OnnxModel, model_digest, model_files
 from localize_core.model.session import SessionSettings
 
 STAGES = ("Staging", "Production", "Archived")
@@ -99,14 +99,22 @@ class FileSource:
 
     def __init__(self, path: Path, *, contract: Contract | None = None, session: SessionSettings | None = None) -> None:
         self._path, self._contract, self._session = path, contract, session
+        self._seen: tuple[list[tuple[Path, int, int]], str] = [], ""
 
     @property
     def uri(self) -> str:
         return str(self._path)
 
     def latest(self) -> Release:
-        digest = model_digest(self._path)
-        return Release(digest, lambda: OnnxModel(self._path, contract=self._contract, session=self._session))
+        states, digest = self._seen
+        if not states or states != _states([path for path, _, _ in states]):
+            states = _states(model_files(self._path))
+            digest = model_digest(self._path)
+            self._seen = states, digest
+        return Release(digest, digest[:12], self._open)
+
+    def _open(self) -> OnnxModel:
+        return OnnxModel(self._path, contract=self._contract, session=self._session)
 
     def release(self, version: str) -> Release:
         raise ConfigError(f"model {self._path}: a file has no versions to choose from, there is no {version}")
@@ -116,3 +124,12 @@ class FileSource:
 
     def remembered(self) -> Release | None:
         return None
+
+
+def _states(paths: list[Path]) -> list[tuple[Path, int, int]]:
+    """What changes with a file's content: when it was written, and its size. Empty where one is gone."""
+    try:
+        found = [(path, path.stat()) for path in paths]
+    except OSError:
+        return []
+    return [(path, state.st_mtime_ns, state.st_size) for path, state in found]

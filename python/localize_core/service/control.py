@@ -11,20 +11,12 @@ import zmq
 
 from localize_core.engine.engine import Engine
 from localize_core.errors import ConfigError, LocalizeError, UnavailableError
+from localize_core.wire.endpoint import check_endpoint
 
 log = logging.getLogger(__name__)
 
-LOCAL = ("ipc://", "tcp://127.0.0.1:", "tcp://[::1]:", "tcp://localhost:")
-"""There is no authentication: whoever reaches the endpoint may change the model."""
 PARTS = ("arm", "version", "percent")
 POLL_MS = 200
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Raises ConfigError for an endpoint that other machines could reach."""
-    if not endpoint.startswith(LOCAL):
-        raise ConfigError(f"endpoint {endpoint!r}: commands are taken on this machine only: {', '.join(LOCAL)}…")
-    return endpoint
 
 
 class ControlServer:
@@ -63,7 +55,8 @@ class ControlServer:
         with self._socket as socket:
             while not self._stopping.is_set():
                 if socket.poll(POLL_MS):
-                    socket.send(json.dumps(self._answer(socket.recv())).encode())
+                    message = b"".join(socket.recv_multipart())
+                    socket.send(json.dumps(self._answer(message)).encode())
 
     def _answer(self, message: bytes) -> dict[str, Any]:
         try:
@@ -89,7 +82,7 @@ def parse_command(message: str | bytes) -> tuple[str, dict[str, Any]]:
 
 def check_command(command: str, parts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The command with its parts as an engine wants them. Raises ConfigError for a part that is none."""
-    if unknown := sorted(parts.keys() - set(PARTS)):
+    if unknown := [str(key) for key in parts if key not in PARTS]:
         raise ConfigError(f"{command}: unknown {', '.join(unknown)}; a command may have {', '.join(PARTS)}")
     checked: dict[str, Any] = {key: str(value) for key, value in parts.items() if key != "percent"}
     percent = parts.get("percent")

@@ -13,8 +13,8 @@ from localize_core.engine.settings import ChallengerSettings, GateSettings, Serv
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
-from localize_core.service.control import check_endpoint
 from localize_core.simulation.scene import SceneConfig
+from localize_core.wire.endpoint import check_endpoint
 
 if sys.version_info >= (3, 11):
     import tomllib

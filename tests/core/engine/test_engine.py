@@ -18,10 +18,11 @@ from localize_core.engine.engine import Engine
 from localize_core.engine.requests import MAX_REQUESTS, Request
 from localize_core.engine.settings import ServingSettings, make_settings
 from localize_core.engine.watcher import Watcher
-from localize_core.errors import ConfigError, EngineError, ModelError, UnavailableError
+from localize_core.errors import ConfigError, DigestError, EngineError, ModelError, UnavailableError
 from localize_core.model.contract import METADATA_KEY, Golden, Receiver
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.registry import ModelRegistry
+from localize_core.model.session import OPTIMISATIONS
 
 STEPS = 4
 
@@ -101,8 +102,13 @@ def test_a_missing_provider(make_version, caplog):
         {"arena": False},
     ],
 )
-def test_session_settings_leave_answers_as_they_are(make_version, engines, ask, session):
-    assert served(ask(engines(make_version(1), session=session))) == 1
+def test_session_settings_reach_the_session_and_leave_answers_as_they_are(make_version, engines, ask, session):
+    engine = engines(make_version(1), session=session)
+    assert served(ask(engine)) == 1
+    options = engine._champion.current.locator.model._session.get_session_options()
+    assert options.intra_op_num_threads == session.get("threads", 1)
+    assert options.graph_optimization_level == OPTIMISATIONS[session.get("optimisation", "all")]
+    assert options.enable_cpu_mem_arena == session.get("arena", True)
 
 
 # bad models: none serves, each error names its cause
@@ -190,9 +196,11 @@ def test_a_wrong_digest_never_serves(make_version, engines, ask, tmp_path):
     ]
     artifact.write_bytes(artifact.read_bytes().replace(b"localize", b"locolize", 1))
     models.promote("m", second.version, "champion")
-    with pytest.raises(ModelError, match="digest"):
+    with pytest.raises(DigestError, match=r"sha256 is \w{64}, the registry says \w{64}"):
         engine.execute("reload")
-    assert served(ask(engine)) == 1
+    assert ask(engine).position.latitude == pytest.approx(1.0)
+    engine._poll()
+    assert [condition.name for condition in engine.health.conditions] == ["model_rejected"]
 
 
 def test_no_first_model_no_engine(make_version, tmp_path):
@@ -582,7 +590,6 @@ def test_a_poll_that_fails_comes_again_sooner(wait_until):
     with pytest.raises(ZeroDivisionError):
         watcher.do(lambda: 1 // 0).result()
     watcher.stop()
-    assert not watcher.is_alive
     with pytest.raises(ConfigError, match="has stopped"):
         watcher.do(lambda: 7)
 
@@ -596,3 +603,41 @@ def test_the_contract_may_come_from_a_file(make_contract, make_model, engines, a
     assert METADATA_KEY not in {entry.key for entry in onnx.load(path).metadata_props}
     with pytest.raises(ConfigError, match="cannot be read"):
         Engine(ServingSettings(uri=str(path), contract="nowhere.json"))
+
+
+def test_equal_numbers_of_two_models_are_two_versions(make_version, engines, ask, tmp_path):
+    registry = f"sqlite:///{tmp_path}/models.db"
+    models = ModelRegistry(registry)
+    for name, versions in (("a", (1,)), ("b", (11, 12))):
+        for version in versions:
+            models.register(make_version(version), name)
+    models.promote("a", "1", "champion")
+    models.promote("b", "2", "champion")
+    engine = engines("models:/a@champion", registry=registry)
+    engine.configure(engine.settings.model_copy(update={"uri": "models:/b@champion"})).result()
+    assert ask(engine).position.latitude == pytest.approx(12.0)
+    models.promote("b", "1", "champion")
+    engine._poll()
+    fix = ask(engine)
+    assert (fix.model.name, fix.model.version) == ("b", "1")
+    assert fix.position.latitude == pytest.approx(11.0)
+
+
+def test_a_fallback_has_to_be_here():
+    with pytest.raises(ConfigError, match="it has to be on this machine"):
+        make_settings(ServingSettings, uri="a.onnx", fallback="grpc://host:8001/name")
+
+
+def test_a_challenger_keeps_its_own_contract(make_contract, make_model, make_version, engines, ask, tmp_path):
+    contract = make_contract(2)
+    (tmp_path / "contract.json").write_text(contract.model_dump_json())
+    plain = make_model(contract, embed=False, name="plain.onnx")
+    challenger = {"uri": str(make_version(2)), "mode": "split", "share_percent": 100.0}
+    engine = engines(plain, contract=str(tmp_path / "contract.json"), challenger=challenger)
+    assert ask(engine).model.arm == "challenger"
+
+
+def test_refusals_name_the_model_that_serves(make_version, engines):
+    engine = engines(make_version(1), fallback=str(make_version(9, name="local.onnx")))
+    fix = engine.refuse(Request("x", features_of(engine)), "overloaded")
+    assert (fix.model.version, fix.model.backend, fix.reason) == ("1", "onnxruntime", "overloaded")

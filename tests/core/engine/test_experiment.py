@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import spox.opset.ai.onnx.v17 as op
 from localize_core.engine.experiment import Comparison, Experiment, bucket_percent
-from localize_core.engine.serving import Statistics
 from localize_core.engine.settings import ChallengerSettings, GateSettings
-from localize_core.errors import ConfigError
+from localize_core.errors import ConfigError, UnavailableError
 from localize_core.types.fix import Position, Uncertainty
 
 STREAMS = [f"stream-{n}" for n in range(10_000)]
@@ -269,17 +268,112 @@ def test_comparison_figures(make_fix):
     comparison.add(make_fix(reason="no_emitter"), make_fix(reason="no_emitter"))
     comparison.add(ours, make_fix(reason="model_error"))
     comparison.add(make_fix(reason="model_error"), make_fix(reason="model_error"))
-    assert {k: comparison.as_dict()[k] for k in ("windows", "errors", "disagreements")} == {
-        "windows": 5,
-        "errors": 1,
-        "disagreements": 1,
-    }
+    found = comparison.as_dict()
+    # That both hear nothing tells nothing, and neither does a window that the champion fails on.
+    assert (found["windows"], found["errors"], found["disagreements"]) == (3, 1, 1)
 
 
 def test_gates_wait_for_enough_windows(make_fix):
     settings = ChallengerSettings(uri="b.onnx", mode="canary", gates=GateSettings(min_windows=3))
     experiment = Experiment(settings)
-    changes = [experiment.compare(make_fix(), make_fix(), Statistics(), Statistics()) for _ in range(12)]
+    changes = [experiment.compare(make_fix(), make_fix()) for _ in range(12)]
     assert changes == [False, False, True] * 4
     assert experiment.state == "complete"
-    assert experiment.compare(make_fix(), make_fix(reason="model_error"), Statistics(), Statistics()) is False
+    assert experiment.compare(make_fix(), make_fix(reason="model_error")) is False
+
+
+def test_ellipses_without_width_are_compared_too(make_fix):
+    comparison = Comparison()
+    comparison.add(*[make_fix(uncertainty=Uncertainty(100.0, 1e-7, 30.0))] * 2)
+    assert comparison.as_dict()["distance_sigma"] == pytest.approx(0.0, abs=1e-6)
+
+
+# what tells nothing, and what is away
+
+
+def test_silence_lets_no_canary_pass(arms, make_window, make_context):
+    engine = arms("canary", version=SAME, gates=GATES)
+    silent = replace(make_window(engine.contract), unusable=np.ones(2, bool))
+    run_canary(engine, silent, make_context, 100)
+    experiment = engine.execute("info")["experiment"]
+    assert (experiment["share_percent"], experiment["comparison"]["windows"]) == (1.0, 0)
+
+
+def leave(arm: Any) -> threading.Event:
+    """That arm's model is out of reach while the event is set."""
+    away = threading.Event()
+    model = arm.current.locator.model
+    run = model.run
+
+    def absent(features: np.ndarray) -> Any:
+        if away.is_set():
+            raise UnavailableError("far: nobody there")
+        return run(features)
+
+    model.run = absent
+    away.set()
+    return away
+
+
+def test_a_challenger_that_is_away_goes_back_and_its_streams_have_their_fixes(arms, make_window, make_context):
+    engine = arms("canary", version=SAME, gates=GATES, steps_percent=[100.0])
+    leave(engine._challenger)
+    fixes = run_canary(engine, make_window(engine.contract), make_context, 20)
+    assert {(fix.status, fix.model.arm) for fix in fixes} == {("ok", "champion")}
+    assert engine._experiment.state == "rolled_back"
+    assert "it fails on 20 of 20" in engine._experiment.reason
+
+
+def test_a_challenger_is_not_held_against_the_fallback(arms, make_version, make_window, make_context, engines):
+    other = make_version(2, name="challenger.onnx")
+    challenger = {"uri": str(other), "mode": "canary", "gates": GATES}
+    engine = engines(make_version(1), challenger=challenger, fallback=str(make_version(9, name="local.onnx")))
+    leave(engine._champion)
+    run_canary(engine, make_window(engine.contract), make_context, 50)
+    assert engine._experiment.state == "running"
+    assert engine.execute("info")["experiment"]["comparison"]["windows"] == 0
+
+
+def test_what_fails_in_comparing_ends_the_experiment_and_not_the_stream(
+    arms, make_window, make_context, monkeypatch, wait_until
+):
+    engine = arms("shadow")
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(Comparison, "add", broken)
+    window = make_window(engine.contract)
+    fixes = []
+
+    def ask_until_it_is_seen() -> bool:
+        fixes.append(engine.locate(window, make_context(len(fixes))))
+        return engine._experiment.state == "rolled_back"
+
+    wait_until(ask_until_it_is_seen)
+    assert "comparing has failed: ValueError: no such thing" in engine.health.conditions[0].detail
+    assert all(fix.status == "ok" for fix in fixes)
+
+
+def test_promote_without_a_version_changes_nothing(arms, make_window, make_context):
+    engine = arms("split", version={"shape": ("batch", 3, 17, "time_steps")}, share_percent=100.0)
+    with pytest.raises(ConfigError, match="challenger has no version that serves"):
+        engine.execute("promote")
+    assert engine._experiment is not None
+
+
+def test_a_challenger_that_leaves_takes_its_conditions_along(arms, make_window, make_context):
+    broken = {"position": lambda means: op.sqrt(op.sub(op.const(np.float32(0.2)), pair(means)))}
+    engine = arms("shadow", version=broken)
+    run_canary(engine, make_window(engine.contract), make_context, 5)
+    assert [condition.name for condition in engine.health.conditions] == ["challenger_error"]
+    engine.configure(engine.settings.model_copy(update={"challenger": None})).result()
+    assert engine.health.state == "ready"
+
+
+def test_a_promoted_version_outlives_a_reload(arms, make_window, make_context):
+    engine = arms("split", share_percent=0.0)
+    engine.execute("promote")
+    engine.execute("reload")
+    engine.configure(engine.settings).result()
+    assert engine.locate(make_window(engine.contract), make_context()).model.version == "2"

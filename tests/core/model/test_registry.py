@@ -141,7 +141,7 @@ def test_an_alias_is_pinned_to_a_number(registry, make_versions):
     first = followed.latest()
     registry.promote("tiny", "2", "champion")
     second = followed.latest()
-    assert (first.key, second.key, followed.release("1").key) == ("1", "2", "1")
+    assert (first.version, second.version, followed.release("1").version) == ("1", "2", "1")
     assert followed.uri == "models:/tiny@champion"
     models = first.open(), second.open()
     assert [latitude(model) for model in models] == [0.0, 1.0]
@@ -157,7 +157,8 @@ def test_numbers_latest_and_stages(registry, make_versions):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         keys = {
-            text: source(registry, f"models:/tiny/{text}").latest().key for text in ("1", "03", "latest", "Production")
+            text: source(registry, f"models:/tiny/{text}").latest().version
+            for text in ("1", "03", "latest", "Production")
         }
     assert keys == {"1": "1", "03": "3", "latest": "3", "Production": "2"}
     assert [version.stage for version in registry.versions("tiny")] == [None, "Production", None]
@@ -229,7 +230,7 @@ def test_the_default_registry_is_a_file_of_the_users(tmp_path, make_versions, mo
 
 def test_a_password_stays_out_of_messages():
     registry = ModelRegistry("http://user:secret@127.0.0.1:1/path")
-    with pytest.raises(RegistryError, match="cannot be reached: Connection refused") as raised:
+    with pytest.raises(RegistryError, match="cannot be reached") as raised:
         registry.models()
     assert "secret" not in str(raised.value)
 
@@ -498,7 +499,7 @@ def test_the_release_that_served_last(registry, make_versions, tmp_path):
     followed.remember(release)
     (tmp_path / "mlflow.db").unlink()
     kept = source(registry, "models:/tiny/latest").remembered()
-    assert kept.key == "2"
+    assert kept.version == "2"
     model = kept.open()
     assert latitude(model) == 1.0
     assert (model.identity.name, model.identity.version) == ("tiny", "2")
@@ -549,7 +550,7 @@ def test_a_server_that_goes_and_comes_back(mlflow_server, make_versions):
     try:
         again = RegistrySource(parse_model_uri("models:/comes-and-goes@champion"), registry=mlflow_server.uri)
         began = time.monotonic()
-        with pytest.raises(RegistryError, match="cannot be reached: Connection refused"):
+        with pytest.raises(RegistryError, match="cannot be reached"):
             again.latest()
         assert time.monotonic() - began < 5.0
         with pytest.raises(RegistryError, match="cannot be reached"):
@@ -558,7 +559,7 @@ def test_a_server_that_goes_and_comes_back(mlflow_server, make_versions):
         assert latitude(release.open()) == 1.0  # downloaded before
     finally:
         mlflow_server.start()
-    assert again.latest().key == "2"
+    assert again.latest().version == "2"
     assert latitude(third.open()) == 2.0
 
 
