@@ -10,7 +10,7 @@ from typing import Any, Literal
 State = Literal["starting", "ready", "degraded", "failed", "stopped"]
 
 CONDITIONS: dict[str, str] = {
-    "model_unreachable": "the model's source does not answer, or lacks what is asked for; the version that serves goes on",
+    "model_unreachable": "the source does not answer, or lacks what is asked for; the version that serves goes on",
     "model_rejected": "the version that the source names did not pass its checks; the one before it goes on",
     "model_unavailable": "the inference server does not answer; the fallback does, or windows have no position",
     "model_error": "the last inference failed or returned values that are not finite",
