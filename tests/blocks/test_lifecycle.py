@@ -257,9 +257,17 @@ def test_messages_that_are_no_requests_are_counted(make_version, run):
 
 def test_more_requests_than_can_be_answered_are_refused(make_version, run):
     block = inference(make_version(1))
-    running, gate, predict = run(block), threading.Event(), block.engine.predict
-    block.engine.predict = lambda requests: (gate.wait(WAIT_S), predict(requests))[1]
-    for n in range(30):
+    running, begun, gate, predict = run(block), threading.Event(), threading.Event(), block.engine.predict
+
+    def held(requests: Any) -> Any:
+        begun.set()
+        assert gate.wait(WAIT_S)
+        return predict(requests)
+
+    block.engine.predict = held
+    running.ask(pdu(features(), id="0"))
+    assert begun.wait(WAIT_S)
+    for n in range(1, 30):
         running.ask(pdu(features(), id=str(n)))
     wait_until(lambda: sum(fix.reason == "overloaded" for fix in list(running.heard.fixes)) >= 13)
     gate.set()

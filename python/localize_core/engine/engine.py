@@ -127,15 +127,7 @@ class Engine:
         `live`: comparisons are the first to go where time is short; otherwise they hold the caller back.
         """
         self._on_status, self._on_shadow, self._live = on_status, on_shadow, live
-        self._shadow = InferenceWorker(
-            self._compared,
-            self._deliver_comparison,
-            policy="drop-oldest" if live else "block",
-            capacity=SHADOW_CAPACITY,
-            low_priority=True,
-            name="localize-shadow",
-        )
-        self._shadow.start()
+        self._start_shadow()
         self._watcher = Watcher(self._poll, self._poll_s, name="localize-models")
         self._watcher.start()
         self.health.run()
@@ -145,9 +137,8 @@ class Engine:
         """End the engine's threads; models stay loaded, and answers can still be had."""
         if self._watcher is not None:
             self._watcher.stop()
-        if self._shadow is not None:
-            self._shadow.stop()
-        self._watcher = self._shadow = None
+        self._watcher = None
+        self._stop_shadow()
         self.health.stop()
         self.notify()
 
@@ -294,6 +285,26 @@ class Engine:
 
     # Comparison
 
+    def _start_shadow(self) -> None:
+        experiment = self._experiment
+        if experiment is None or not experiment.compares:
+            return
+        self._shadow = InferenceWorker(
+            self._compared,
+            self._deliver_comparison,
+            policy="drop-oldest" if self._live else "block",
+            capacity=SHADOW_CAPACITY,
+            # A canary's time is held against the champion's: that would not be fair with different priorities.
+            low_priority=experiment.settings.mode == "shadow",
+            name="localize-shadow",
+        )
+        self._shadow.start()
+
+    def _stop_shadow(self) -> None:
+        shadow, self._shadow = self._shadow, None
+        if shadow is not None:
+            shadow.stop()
+
     def _compare(self, job: _Comparison) -> None:
         """Have the other arm answer a window as well, unless time is short."""
         _, context, fix, _ = job
@@ -414,6 +425,7 @@ class Engine:
     def _open_challenger(self, settings: ChallengerSettings | None) -> None:
         """Begin another experiment, or none. A challenger that is no good leaves the champion alone."""
         old, self._challenger, self._experiment = self._challenger, None, None
+        self._stop_shadow()
         if old is not None:
             old.close()
         self.health.clear(*(name for name in CONDITIONS if name.startswith(("challenger_", "experiment_"))))
@@ -423,6 +435,8 @@ class Engine:
         challenger = Arm("challenger", source, self._loader, self.health, prefix="challenger")
         challenger.refresh()
         self._experiment = Experiment(settings)
+        if self._watcher is not None:
+            self._start_shadow()
         self._challenger = challenger
 
     # Commands
