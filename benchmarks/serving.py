@@ -24,10 +24,7 @@ import click
 import numpy as np
 import onnx
 from localize_apps.runner import run_station
-from localize_core.engine.engine import Engine
 from localize_core.engine.locator import WindowContext
-from localize_core.engine.requests import Request
-from localize_core.engine.settings import ServingSettings
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
 from localize_core.features.quality import SampleFlag
@@ -35,7 +32,10 @@ from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.model.golden import golden_features
 from localize_core.model.session import SessionSettings
 from localize_core.model.store import compiled_model_path
-from localize_core.service.control import send_command
+from localize_core.serving.control import send_command
+from localize_core.serving.engine import Engine
+from localize_core.serving.requests import Request
+from localize_core.serving.settings import ServingSettings
 from localize_core.station.config import ControlTable, Station, load_station
 from localize_core.station.plan import plan_station
 from localize_core.types.fix import Fix

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import click
-from localize_core.engine.engine import COMMANDS
-from localize_core.service.control import send_command
+from localize_core.serving.control import send_command
+from localize_core.serving.engine import COMMANDS
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5556"
 

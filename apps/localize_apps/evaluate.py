@@ -12,8 +12,6 @@ from pathlib import Path
 
 import click
 from localize_core.dataset.splits import SplitKind
-from localize_core.engine.settings import ServingSettings, make_settings
-from localize_core.engine.sources import open_source
 from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
 from localize_core.evaluation.baselines import Locator, ModelLocator
 from localize_core.evaluation.data import PARTS, Data, open_channels, open_recordings, open_scene
@@ -26,6 +24,8 @@ from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.session import SessionSettings
 from localize_core.model.store import compiled_model_path
+from localize_core.serving.settings import ServingSettings, make_settings
+from localize_core.serving.sources import open_source
 from localize_core.types.fix import Position
 from rich import box
 from rich.console import Console

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from localize_core.engine.settings import ServingSettings
-from localize_core.engine.sources import open_source
 from localize_core.errors import ConfigError, ModelError, UnknownModelError
 from localize_core.model.base import Model
 from localize_core.model.contract import Contract
@@ -28,6 +26,8 @@ from localize_core.model.source import (
     RemoteUri,
     parse_model_uri,
 )
+from localize_core.serving.settings import ServingSettings
+from localize_core.serving.sources import open_source
 from rich import box
 from rich.console import Console
 from rich.table import Table

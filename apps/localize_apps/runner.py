@@ -16,7 +16,7 @@ import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from localize_core.errors import ConfigError, LocalizeError
-from localize_core.service.control import ControlServer
+from localize_core.serving.control import ControlServer
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.types.fix import Fix
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gnuradio import gr
-from localize_core.engine.engine import Engine
-from localize_core.engine.settings import make_settings
 from localize_core.errors import ConfigError
 from localize_core.model.store import compiled_model_path
+from localize_core.serving.engine import Engine
+from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
 

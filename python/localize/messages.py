@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pmt
-from localize_core.engine.requests import Request
 from localize_core.errors import ConfigError
-from localize_core.service.control import check_command
+from localize_core.serving.control import check_command
+from localize_core.serving.requests import Request
 
 from . import tags
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pmt
 from gnuradio import gr
-from localize_core.engine.engine import Engine
 from localize_core.engine.history import History
 from localize_core.engine.locator import WindowContext
-from localize_core.engine.requests import MAX_REQUESTS, Request
-from localize_core.engine.settings import ServingSettings, make_settings
 from localize_core.engine.windows import Window, WindowAssembler
 from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
+from localize_core.serving.engine import Engine
+from localize_core.serving.requests import MAX_REQUESTS, Request
+from localize_core.serving.settings import ServingSettings, make_settings
 from localize_core.types.fix import Alignment, Fix
 from localize_core.types.time import shift_time
 

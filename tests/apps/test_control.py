@@ -15,11 +15,11 @@ import onnx
 import pytest
 import zmq
 from localize_apps.main import main
-from localize_core.engine.engine import Engine
-from localize_core.engine.settings import ServingSettings
 from localize_core.errors import ConfigError, UnavailableError
 from localize_core.model.contract import METADATA_KEY, Contract
-from localize_core.service.control import ControlServer, parse_command, send_command
+from localize_core.serving.control import ControlServer, parse_command, send_command
+from localize_core.serving.engine import Engine
+from localize_core.serving.settings import ServingSettings
 from localize_core.station.config import parse_station
 
 STATION = """

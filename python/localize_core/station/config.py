@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from localize_core.engine.settings import ChallengerSettings, GateSettings, ServingSettings
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
+from localize_core.serving.settings import ChallengerSettings, GateSettings, ServingSettings
 from localize_core.simulation.scene import SceneConfig
 from localize_core.wire.endpoint import check_endpoint
 

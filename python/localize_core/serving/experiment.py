@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from localize_core.engine.settings import ChallengerSettings
 from localize_core.geodesy import GEOD
+from localize_core.serving.settings import ChallengerSettings
 from localize_core.types.fix import Fix
 
 COMPARISONS_KEPT = 2000

@@ -9,8 +9,8 @@ from typing import Any
 
 import zmq
 
-from localize_core.engine.engine import Engine
 from localize_core.errors import ConfigError, LocalizeError, UnavailableError
+from localize_core.serving.engine import Engine
 from localize_core.wire.endpoint import check_endpoint
 
 log = logging.getLogger(__name__)

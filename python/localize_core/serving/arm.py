@@ -6,13 +6,13 @@ import logging
 import threading
 from typing import Any
 
-from localize_core.engine.health import Health
 from localize_core.engine.locator import Locator
-from localize_core.engine.serving import Version
 from localize_core.errors import ConfigError, DigestError, LocalizeError, ModelError, RegistryError, UnavailableError
 from localize_core.model.admission import admit
 from localize_core.model.base import ModelSource, Release
 from localize_core.model.contract import Contract
+from localize_core.serving.health import Health
+from localize_core.serving.version import Version
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import spox.opset.ai.onnx.v17 as op
-from localize_core.engine.experiment import Comparison, Experiment, bucket_percent
-from localize_core.engine.settings import ChallengerSettings, GateSettings
 from localize_core.errors import ConfigError, UnavailableError
+from localize_core.serving.experiment import Comparison, Experiment, bucket_percent
+from localize_core.serving.settings import ChallengerSettings, GateSettings
 from localize_core.types.fix import Position, Uncertainty
 
 STREAMS = [f"stream-{n}" for n in range(10_000)]
@@ -65,7 +65,7 @@ def test_another_experiment_chooses_other_streams():
 
 
 def test_requests_are_shared_out_by_their_stream(arms):
-    from localize_core.engine.requests import Request
+    from localize_core.serving.requests import Request
 
     engine = arms("split", share_percent=50.0)
     features = np.full((3, 16, 4), 0.5, np.float32)

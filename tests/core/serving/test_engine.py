@@ -14,15 +14,15 @@ import numpy as np
 import onnx
 import pytest
 import spox.opset.ai.onnx.v17 as op
-from localize_core.engine.engine import Engine
-from localize_core.engine.requests import MAX_REQUESTS, Request
-from localize_core.engine.settings import ServingSettings, make_settings
-from localize_core.engine.watcher import Watcher
 from localize_core.errors import ConfigError, DigestError, EngineError, ModelError, UnavailableError
 from localize_core.model.contract import METADATA_KEY, Golden, Receiver
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.registry import ModelRegistry
 from localize_core.model.session import OPTIMISATIONS
+from localize_core.serving.engine import Engine
+from localize_core.serving.requests import MAX_REQUESTS, Request
+from localize_core.serving.settings import ServingSettings, make_settings
+from localize_core.serving.watcher import Watcher
 
 STEPS = 4
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from localize_core.engine.engine import Engine
 from localize_core.engine.locator import WindowContext
-from localize_core.engine.settings import ServingSettings
 from localize_core.engine.windows import Window
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
+from localize_core.serving.engine import Engine
+from localize_core.serving.settings import ServingSettings
 
 STEPS = 4
 WAIT_S = 30.0

@@ -11,21 +11,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from localize_core.engine.arm import Arm, Loader
-from localize_core.engine.experiment import Experiment
-from localize_core.engine.health import CONDITIONS, Health
 from localize_core.engine.locator import Inference, WindowContext
-from localize_core.engine.requests import MAX_REQUESTS, Request, empty_window, request_window
-from localize_core.engine.serving import Version
-from localize_core.engine.settings import ChallengerSettings, ServingSettings
-from localize_core.engine.sources import open_champion, open_source
-from localize_core.engine.watcher import Watcher
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import ConfigError, LocalizeError, ModelError, UnavailableError
 from localize_core.model.admission import admit, check_window
 from localize_core.model.contract import Contract
 from localize_core.model.source import RemoteUri, parse_model_uri
+from localize_core.serving.arm import Arm, Loader
+from localize_core.serving.experiment import Experiment
+from localize_core.serving.health import CONDITIONS, Health
+from localize_core.serving.requests import MAX_REQUESTS, Request, empty_window, request_window
+from localize_core.serving.settings import ChallengerSettings, ServingSettings
+from localize_core.serving.sources import open_champion, open_source
+from localize_core.serving.version import Version
+from localize_core.serving.watcher import Watcher
 from localize_core.types.fix import Fix
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localize_core.engine.engine import Engine
-from localize_core.engine.settings import ServingSettings
 from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import UnavailableError
 from localize_core.model.contract import Receiver
 from localize_core.model.triton_repository import export_model_repository
+from localize_core.serving.engine import Engine
+from localize_core.serving.settings import ServingSettings
 
 DEADLINE_MS = 2000.0
 """One that a busy machine keeps."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localize_core.engine.settings import ServingSettings
 from localize_core.errors import ConfigError
 from localize_core.model.base import ModelSource
 from localize_core.model.contract import Contract
 from localize_core.model.source import CompiledUri, FileSource, FileUri, RegistryUri, parse_model_uri
+from localize_core.serving.settings import ServingSettings
 
 
 def open_source(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localize_core.engine.engine import Engine
-from localize_core.engine.settings import ServingSettings
 from localize_core.errors import RegistryError
 from localize_core.model.registry import ModelRegistry
+from localize_core.serving.engine import Engine
+from localize_core.serving.settings import ServingSettings
 
 
 @pytest.fixture(autouse=True)
