@@ -209,3 +209,23 @@ class Contract(_Part):
             ):
                 if own != theirs:
                     raise ModelError(f"the contract says {name}={own}, its {feature} gives {theirs}")
+
+
+def agreed_contract(carried: Contract | None, given: Contract | None, *, label: str, mending: str) -> Contract:
+    """The contract that a model carries, else the one given beside it.
+
+    Raises ModelError where there is none, with what would mend that; where both are there and differ, naming the fields
+    with both sides; and where the one given cannot be kept.
+    """
+    if carried is None:
+        if given is None:
+            raise ModelError(f"{label}: {mending}")
+        given.check()
+        return given
+    if given is not None and carried != given:
+        pairs = ((name, getattr(carried, name), getattr(given, name)) for name in Contract.model_fields)
+        differing = [
+            f"{name}={ours!r} in the model, {theirs!r} given" for name, ours, theirs in pairs if ours != theirs
+        ]
+        raise ModelError(f"{label}: carries a contract that differs from the one given: {'; '.join(differing)}")
+    return carried

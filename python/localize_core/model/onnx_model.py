@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.model.base import ModelOutput
-from localize_core.model.contract import METADATA_KEY, OUTPUT_NAMES, Contract
+from localize_core.model.contract import METADATA_KEY, OUTPUT_NAMES, Contract, agreed_contract
 from localize_core.model.session import SessionSettings
 from localize_core.types.fix import ModelIdentity
 
@@ -51,21 +51,17 @@ class OnnxModel:
         if model_digest(self.path) != self.sha256:
             raise ModelError(f"{self.path}: was written while it was loaded; write beside it and rename")
         metadata = self._session.get_modelmeta().custom_metadata_map
-        if METADATA_KEY in metadata:
-            try:
-                self.contract = Contract.from_json(metadata[METADATA_KEY])
-            except ModelError as error:
-                raise ModelError(f"{self.path}: {error}") from error
-            if contract is not None and (differences := _differences(self.contract, contract)):
-                raise ModelError(f"{self.path}: carries a contract that differs from the one given: {differences}")
-        elif contract is not None:
-            contract.check()
-            self.contract = contract
-        else:
-            raise ModelError(
-                f"{self.path}: has no '{METADATA_KEY}' in its metadata; give sample rate, channels, receivers and "
-                "output frame as parameters"
-            )
+        try:
+            carried = Contract.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from error
+        self.contract = agreed_contract(
+            carried,
+            contract,
+            label=self.label,
+            mending=f"has no '{METADATA_KEY}' in its metadata; give a contract beside it, with sample rate, channels, "
+            "receivers and output frame",
+        )
         self.identity = ModelIdentity(
             name=name or self.contract.name, version=version or self.contract.model_version, sha256=self.sha256
         )
@@ -216,9 +212,3 @@ def checked_output(answers: list[np.ndarray], batch: int, *, label: str) -> Mode
         shown = ", ".join(map(str, shapes))
         raise EngineError(f"{label}: answers have shapes {shown} for a batch of {batch}")
     return ModelOutput(*answers)
-
-
-def _differences(carried: Contract, given: Contract) -> str:
-    """The fields in which two contracts differ, both sides; empty where they are equal."""
-    pairs = ((name, getattr(carried, name), getattr(given, name)) for name in Contract.model_fields)
-    return "; ".join(f"{name}={ours!r} in the file, {theirs!r} given" for name, ours, theirs in pairs if ours != theirs)

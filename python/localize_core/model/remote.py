@@ -25,7 +25,7 @@ from localize_core.errors import (
 )
 from localize_core.model.admission import admit
 from localize_core.model.base import ModelOutput, Release
-from localize_core.model.contract import METADATA_KEY, OUTPUT_NAMES, Contract
+from localize_core.model.contract import METADATA_KEY, OUTPUT_NAMES, Contract, agreed_contract
 from localize_core.model.golden import golden_features
 from localize_core.model.onnx_model import check_interface, checked_output
 from localize_core.model.source import RemoteUri
@@ -41,6 +41,11 @@ FAILURES = 3
 FIRST_PROBE_S, LAST_PROBE_S = 0.1, 1.0
 """Between two looks at a server that is away: the first pause, and the longest."""
 PLAIN_STEPS = 32
+
+NO_CONTRACT = (
+    f"the server says nothing of its contract; give it the parameter '{METADATA_KEY}' in the model's configuration "
+    "('gr-localize models export' writes one), or give a contract beside it here"
+)
 
 NO_ANSWER = {
     f"StatusCode.{name}"
@@ -137,7 +142,7 @@ class _Connection:
             carried, sha256 = contract_of(parameters, version)
         except ModelError as error:
             raise ModelError(f"{label}: {error}") from error
-        contract = _agreed(carried, given, label)
+        contract = agreed_contract(carried, given, label=label, mending=NO_CONTRACT)
         inputs = [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in metadata.inputs]
         outputs = {tensor.name: list(tensor.shape) for tensor in metadata.outputs if tensor.datatype == "FP32"}
         name, flat = check_interface(contract, inputs, outputs, "FP32", label=label)
@@ -474,26 +479,6 @@ def _values(result: Any, name: str) -> np.ndarray | None:
     # tritonclient reads raw bytes only; the protocol has typed contents, too.
     values = output.contents.fp32_contents or result.as_numpy(name)
     return np.array(values, np.float32).reshape(tuple(output.shape))
-
-
-def _agreed(carried: Contract | None, given: Contract | None, label: str) -> Contract:
-    """The server's contract, else the one given. Raises ModelError where there is none, or both and they differ."""
-    if carried is None and given is None:
-        raise ModelError(
-            f"{label}: the server says nothing of its contract; give it the parameter '{METADATA_KEY}' in the model's "
-            "configuration ('gr-localize models export' writes one), or give a contract beside it here"
-        )
-    if carried is None:
-        assert given is not None
-        given.check()
-        return given
-    if given is not None and carried != given:
-        pairs = ((name, getattr(carried, name), getattr(given, name)) for name in Contract.model_fields)
-        differing = [
-            f"{name}={theirs!r} on the server, {ours!r} given" for name, theirs, ours in pairs if theirs != ours
-        ]
-        raise ModelError(f"{label}: carries a contract that differs from the one given: {'; '.join(differing)}")
-    return carried
 
 
 def _highest(versions: list[str]) -> str:

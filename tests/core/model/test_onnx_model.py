@@ -114,7 +114,7 @@ def test_a_contract_beside_the_file_never_overrides_the_one_inside(make_contract
     path = make_model(contract)
     assert OnnxModel(path, contract=contract).contract == contract
     other = contract.model_copy(update={"min_receivers": 3})
-    with pytest.raises(ModelError, match=r"differs from the one given: min_receivers=1 in the file, 3 given"):
+    with pytest.raises(ModelError, match=r"differs from the one given: min_receivers=1 in the model, 3 given"):
         OnnxModel(path, contract=other)
 
 

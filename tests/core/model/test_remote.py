@@ -180,7 +180,7 @@ def test_where_the_contract_comes_from(triton_server, opened, make_contract, mak
     uri = remote(triton_server, "contracts")
     assert opened(uri, contract=contract).contract == contract
     other = contract.model_copy(update={"min_receivers": 3})
-    with pytest.raises(ModelError, match=r"differs from the one given: min_receivers=1 on the server, 3 given"):
+    with pytest.raises(ModelError, match=r"differs from the one given: min_receivers=1 in the model, 3 given"):
         RemoteModel(uri, contract=other)
 
     config = text_format.Parse((target / "config.pbtxt").read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
