@@ -20,6 +20,7 @@ from gnuradio.localize import tags
 from gnuradio.localize.messages import command_from_pmt, requests_from_pmt
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from localize_core.errors import ConfigError
+from localize_core.serving.experiment import bucket_percent
 from localize_core.types.fix import Fix
 
 ROWS, STEPS, WAIT_S = 16, 4, 30.0
@@ -297,16 +298,29 @@ def test_shadow_port(make_version, run):
 
 
 def test_a_stream_belongs_to_one_arm(make_version, run):
-    share = {"challenger_mode": "split", "share_percent": 50.0}
-    arms = set()
-    for n in range(12):
-        block = inference(make_version(1), challenger=str(make_version(2, name="b.onnx")), stream=f"s{n}", **share)
-        running = run(block)
+    share = {"challenger_mode": "split", "share_percent": 50.0, "experiment": "e"}
+    names = [f"s{n}" for n in range(20)]
+    chosen = {name: "challenger" if bucket_percent(name, "e") < 50.0 else "champion" for name in names}
+    one_of_each = {arm: name for name, arm in chosen.items()}
+    assert len(one_of_each) == 2
+    for arm, name in one_of_each.items():
+        challenger = str(make_version(2, name="b.onnx"))
+        running = run(inference(make_version(1), challenger=challenger, stream=name, **share))
         wait_until(lambda running=running: len(running.heard.fixes) >= 5)
-        found = {fix.model.arm for fix in list(running.heard.fixes)}
-        assert len(found) == 1
-        arms |= found
-    assert arms == {"champion", "challenger"}
+        assert {(fix.model.arm, fix.stream) for fix in list(running.heard.fixes)} == {(arm, name)}
+
+
+def test_a_station_keeps_its_arm_over_restarts(make_version, run):
+    """The stream's name is another one at each start, the station's is not."""
+    share = {"challenger_mode": "split", "share_percent": 50.0, "station": "here"}
+    arms, streams = set(), set()
+    for _ in range(3):
+        running = run(inference(make_version(1), challenger=str(make_version(2, name="b.onnx")), **share))
+        wait_until(lambda running=running: len(running.heard.fixes) >= 1)
+        arms.add(running.heard.fixes[0].model.arm)
+        streams.add(running.heard.fixes[0].stream)
+    assert len(arms) == 1
+    assert len(streams) == 3
 
 
 # two hundred swaps
