@@ -51,15 +51,24 @@ def test_every_tag_and_reason_is_described(blocks_page: str) -> None:
     assert all(f"`{reason}`" in blocks_page for reason in REASONS)
 
 
-def test_the_example_runs(blocks_page: str, tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", blocks_page, re.DOTALL)
+def run_example(page: str, number: int, folder: Path) -> str:
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[number]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_runs(blocks_page: str, tmp_path: Path) -> None:
+    printed = run_example(blocks_page, 0, tmp_path)
     lines = (tmp_path / "fixes.jsonl").read_text().splitlines()
-    assert done.stdout == f"{len(lines)} fixes; failures: [None, None, None, None]\n"
+    assert printed == f"{len(lines)} fixes; failures: [None, None, None, None]\n"
     assert [fix_from_json(line).status for line in lines] == ["ok"] * 4
+
+
+def test_the_example_of_a_request_runs(blocks_page: str, tmp_path: Path) -> None:
+    assert re.fullmatch(r"mine ok None -36\.9897\d*\n", run_example(blocks_page, 1, tmp_path))
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)

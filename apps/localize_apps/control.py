@@ -62,6 +62,8 @@ def _show(answer: dict[str, Any]) -> None:
         for label, version in ((arm, found["serving"]), ("  before", found["previous"])):
             if version is not None:
                 click.echo(f"{label}: {_described(version)}")
+        if found["held"]:
+            click.echo(f"  held: {found['uri']} names {found['source_version']}; activate that one to end it")
     if answer.get("fallback"):
         click.echo(f"fallback: {_described(answer['fallback'])}")
     if experiment := answer.get("experiment"):

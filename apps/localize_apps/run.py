@@ -48,8 +48,16 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
     def show(fix: Fix) -> None:
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
 
+    told: dict[str, Any] = {}
+
     def note(status: dict[str, Any]) -> None:
-        log.log(logging.WARNING if status["state"] in ("degraded", "failed") else logging.INFO, "status: %s", status)
+        news = {key: status.get(key) for key in ("state", "model", "version", "sha256")}
+        # A problem is worth a warning, and so are its end and a model that has changed.
+        loud = status["state"] in ("degraded", "failed") or (told and news != told and status["state"] != "stopped")
+        told.update(news)
+        reasons = "".join(f"; {each['reason']}: {each['detail']}" for each in status["reasons"])
+        serving = f"{news['model']} version {news['version']} ({str(news['sha256'])[:12]})"
+        log.log(logging.WARNING if loud else logging.INFO, "status: %s, %s%s", status["state"], serving, reasons)
 
     try:
         result = run_station(

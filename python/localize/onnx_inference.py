@@ -95,7 +95,8 @@ class onnx_inference(gr.sync_block):
         if isinstance(model, Engine):
             self.engine = model
         else:
-            beside = {"uri": challenger, "mode": challenger_mode, "share_percent": share_percent}
+            beside = {"uri": challenger, "mode": challenger_mode}
+            beside |= {"share_percent": share_percent} if challenger_mode == "split" else {}
             session = {
                 "threads": threads,
                 "providers": tuple(filter(None, providers.replace(",", " ").split())),

@@ -136,8 +136,11 @@ def test_commands_from_another_terminal(folder, running):
     write_version(folder / "model.onnx", "2")
     code, shown = control(folder, "reload", "--json")
     assert (code, json.loads(shown)["version"]) == (0, "2")
+    assert json.loads(shown)["arms"]["champion"]["held"] is False
     running.wait_for_version("2")
-    assert control(folder, "rollback")[0] == 0
+    code, shown = control(folder, "rollback")
+    assert code == 0
+    assert f"held: {folder}/model.onnx names " in shown
     running.wait_for_version("1")
     (folder / "model.onnx").write_bytes(b"nothing")
     code, shown = control(folder, "reload")
@@ -184,7 +187,10 @@ def test_a_hangup_with_a_bad_model_changes_nothing(folder, running):
         (["activate"], "activate takes a version"),
         (["share", "many"], "share takes a number of percent"),
         (["info", "7"], "info takes no value"),
-        (["info", "--endpoint", "tcp://10.0.0.1:5556"], "commands are taken on this machine only"),
+        (
+            ["info", "--endpoint", "tcp://10.0.0.1:5556"],
+            "wanted ipc://PATH or tcp://127.0.0.1:PORT, on this machine only",
+        ),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):
@@ -194,7 +200,7 @@ def test_wrong_usage(capsys, arguments, message):
 
 def test_nobody_answers(tmp_path, capsys):
     assert main(["control", "info", "--endpoint", f"ipc://{tmp_path}/nobody", "--timeout", "0.1"]) == 1
-    assert "no station answered within 0.1 s" in capsys.readouterr().err
+    assert "no station takes commands there" in capsys.readouterr().err
 
 
 # the server itself
@@ -248,5 +254,26 @@ def test_what_is_no_command(message):
 
 
 def test_nothing_listens():
-    with pytest.raises(UnavailableError, match="no station answered"):
-        send_command("tcp://127.0.0.1:1", "info", timeout_s=0.05)
+    with pytest.raises(UnavailableError, match="no station takes commands there"):
+        send_command("tcp://127.0.0.1:1", "info")
+
+
+def test_a_station_that_does_not_answer(tmp_path):
+    with zmq.Context.instance().socket(zmq.REP) as socket:
+        socket.bind(f"ipc://{tmp_path}/silent")
+        with pytest.raises(UnavailableError, match=r"no station answered within 0\.1 s"):
+            send_command(f"ipc://{tmp_path}/silent", "info", timeout_s=0.1)
+
+
+def test_an_endpoint_of_another_station_is_left_to_it(server, tmp_path):
+    one, other = (ControlServer(server._engine, f"ipc://{tmp_path}/control") for _ in range(2))
+    one.start()
+    try:
+        with pytest.raises(ConfigError, match="another station takes commands there"):
+            other.start()
+        assert send_command(one.endpoint, "health")["live"] is True
+    finally:
+        one.stop()
+    again = ControlServer(server._engine, f"ipc://{tmp_path}/control")  # what is left of it is in nobody's way
+    again.start()
+    again.stop()

@@ -113,6 +113,10 @@ def registry_uri(uri: str | None = None) -> str:
     if not found:
         data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
         return f"sqlite:///{data.absolute() / 'gr-localize' / 'mlflow.db'}"
+    if "://" not in found and found != "databricks":
+        raise ConfigError(
+            f"registry={found!r}: wanted the URI of a server, http://HOST:PORT, or of a database, sqlite:///PATH"
+        )
     path = _sqlite_file(found)
     # From another working directory it is the same registry, and its downloads the same.
     return f"sqlite:///{path.absolute()}" if path else found.rstrip("/")

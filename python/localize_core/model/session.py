@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Literal
 
 import onnxruntime
@@ -77,21 +78,23 @@ class SessionSettings(BaseModel):
                     raise
                 log.warning("provider %s does not start: %s; going on with the next", providers[0], error)
                 providers = providers[1:]
-        self._check(session.get_providers(), "does not run here")
+        started = [name for name in self.providers if PROVIDERS[name] in providers]
+        self._check(session.get_providers(), "does not run here", started)
         return session
 
     def _installed(self) -> list[str]:
         installed = onnxruntime.get_available_providers()
-        self._check(installed, f"is not part of this ONNX Runtime ({', '.join(_names(installed))})")
+        problem = f"is not part of this ONNX Runtime, which has {', '.join(_names(installed))}"
+        self._check(installed, problem, self.providers)
         found = [PROVIDERS[name] for name in self.providers if PROVIDERS[name] in installed]
         return [*found, *([] if PROVIDERS["cpu"] in found else [PROVIDERS["cpu"]])]
 
-    def _check(self, present: list[str], problem: str) -> None:
-        for name in self.providers:
+    def _check(self, present: list[str], problem: str, wanted: Iterable[str]) -> None:
+        for name in wanted:
             if PROVIDERS[name] in present:
                 continue
             if self.strict:
-                raise ConfigError(f"providers: {name} {problem}")
+                raise ConfigError(f"session.providers: {name} {problem}; install one that has it, or take it out")
             log.warning("provider %s %s; going on with the next", name, problem)
 
 

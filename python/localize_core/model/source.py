@@ -84,7 +84,8 @@ def parse_model_uri(text: str) -> ModelUri:
         found = _REMOTE.fullmatch(text)
         if found is None or not 0 < int(found["port"]) < 65536:
             raise ConfigError(
-                f"model {text!r}: wanted grpc://HOST:PORT/NAME or grpc://HOST:PORT/NAME/VERSION, grpcs:// with TLS"
+                f"model {text!r}: wanted grpc://HOST:PORT/NAME or grpc://HOST:PORT/NAME/VERSION, grpcs:// with TLS; "
+                "or compiled, the path of a file, or models:/NAME@ALIAS"
             )
         return RemoteUri(found["host"], int(found["port"]), found["name"], found["version"], bool(found["tls"]))
     if not text:

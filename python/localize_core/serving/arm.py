@@ -64,6 +64,7 @@ class Arm:
         self.previous: Version | None = None
         self._loader, self._health, self._prefix = loader, health, prefix
         self._seen: str | None = None  # the source's latest release, whatever came of it: only another one is news
+        self._named: str | None = None  # the version that this is
         self._refused = False  # whether that one is not served because something is wrong with it
         self._changing = threading.Lock()
 
@@ -111,7 +112,7 @@ class Arm:
             detail = f"{error}; started with version {kept.version}, which was kept here"
             self._health.report(f"{self._prefix}_{condition}", detail)
         else:
-            self._seen = release.key
+            self._seen, self._named = release.key, release.version
             self._install(version, release)
 
     def refresh(self) -> bool:
@@ -145,6 +146,7 @@ class Arm:
 
     def _follow(self, *, retry: bool) -> None:
         release = self.source.latest()
+        self._named = release.version
         self._health.clear(f"{self._prefix}_unreachable")
         serves = self.current is not None and self.current.key == release.key
         if not serves and (release.key != self._seen or (retry and self._refused)):
@@ -180,7 +182,7 @@ class Arm:
         """Serve what another source names. Raises what is wrong with it: then all is as before."""
         release = source.latest()
         version = self._loader.load(release)
-        self.source, self._seen, self._refused = source, release.key, False
+        self.source, self._seen, self._named, self._refused = source, release.key, release.version, False
         self._install(version, release)
         self._health.clear(*(f"{self._prefix}_{what}" for what in ("unreachable", "rejected", "unavailable", "error")))
 
@@ -229,9 +231,15 @@ class Arm:
         log.info("%s: %s version %s (%s) serves", self.name, identity.name, identity.version, identity.sha256[:12])
 
     def as_dict(self) -> dict[str, Any]:
-        """Source, the version that serves and the one before it."""
+        """Source, the version that it named last, the one that serves and the one before it.
+
+        `held`: the one that serves is another than the source's, because an operator chose it.
+        """
+        serves_named = self.current is not None and self.current.key == self._seen
         return {
             "uri": self.source.uri,
+            "source_version": self._named,
+            "held": self.current is not None and self._seen is not None and not (serves_named or self._refused),
             "serving": None if self.current is None else self.current.as_dict(),
             "previous": None if self.previous is None else self.previous.as_dict(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket as socketlib
 import threading
 from typing import Any
 
@@ -33,7 +34,9 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="localize-control", daemon=True)
 
     def start(self) -> None:
-        """Raises ConfigError where the endpoint cannot be bound."""
+        """Raises ConfigError where the endpoint cannot be bound, or another station answers there."""
+        if self.endpoint.startswith("ipc://") and _listens(self.endpoint):
+            raise ConfigError(f"control.endpoint={self.endpoint}: another station takes commands there")
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
         socket.setsockopt(zmq.LINGER, 0)
         try:
@@ -98,6 +101,8 @@ def send_command(endpoint: str, command: str, *, timeout_s: float = 30.0, **part
 
     Raises UnavailableError where nothing answers in time, ConfigError with what the station has to say against it.
     """
+    if not _listens(check_endpoint(endpoint)):
+        raise UnavailableError(f"{endpoint}: no station takes commands there")
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
     with socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -112,3 +117,18 @@ def send_command(endpoint: str, command: str, *, timeout_s: float = 30.0, **part
     if not answer.pop("ok"):
         raise ConfigError(str(answer["error"]))
     return answer
+
+
+def _listens(endpoint: str) -> bool:
+    """Whether anybody accepts connections at an endpoint: ZeroMQ alone would wait for somebody to come."""
+    if endpoint.startswith("ipc://"):
+        family, address = socketlib.AF_UNIX, endpoint.removeprefix("ipc://")
+    else:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        if not port.isdecimal():
+            return False
+        family = socketlib.AF_INET6 if host.startswith("[") else socketlib.AF_INET
+        address = (host.strip("[]"), int(port))  # type: ignore[assignment]
+    with socketlib.socket(family, socketlib.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(address) == 0

@@ -212,7 +212,7 @@ class Engine:
     def _begun(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> Callable[[], list[Fix]]:
         """Infer windows of one stream and one length; what is returned gives their fixes."""
         challenger, experiment = self._challenger, self._experiment
-        if challenger is None or experiment is None:
+        if challenger is None or experiment is None or challenger.current is None:
             return self._inferred(self._champion, windows, contexts)
         chosen = challenger if experiment.serves(contexts[0].unit or contexts[0].stream) else self._champion
         conclude = self._inferred(chosen, windows, contexts)
@@ -402,9 +402,9 @@ class Engine:
     def _configured(self, settings: ServingSettings) -> None:
         before = self.settings
         if settings.fallback != before.fallback:
-            raise ConfigError("fallback: another one takes a restart")
+            raise ConfigError("model.fallback: another one takes a restart")
         if settings.uri == "compiled" and self._compiled is None:
-            raise ConfigError("uri: going over to compiled takes a restart")
+            raise ConfigError("model.uri: going over to compiled takes a restart")
         if settings.challenger is not None:
             open_source(settings.challenger.uri, settings)  # raises before anything has changed
         fields = ("uri", "registry", "contract", "deadline_ms", "max_in_flight", "session")
@@ -522,6 +522,11 @@ class Engine:
         challenger = self._challenger
         if challenger is None:
             raise ConfigError("promote: there is no challenger")
+        if self._experiment is not None and self._experiment.state == "rolled_back":
+            raise ConfigError(
+                f"promote: the challenger was rolled back {self._experiment.reason}; a version that is wanted all the "
+                "same can be activated"
+            )
         self._champion.take_over(challenger)
         self._open_challenger(None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
@@ -73,6 +73,13 @@ class ChallengerSettings(_Settings):
     experiment: str = Field("", description="changes which streams are chosen; the challenger's uri when left out")
     steps_percent: tuple[float, ...] = Field((1.0, 10.0, 50.0, 100.0), min_length=1, description="for canary")
     gates: GateSettings = GateSettings()
+
+    @model_validator(mode="after")
+    def _means_something(self) -> ChallengerSettings:
+        for key, mode in (("share_percent", "split"), ("steps_percent", "canary"), ("gates", "canary")):
+            if key in self.model_fields_set and self.mode != mode:
+                raise ValueError(f"{key} means nothing with mode {self.mode}, only with {mode}")
+        return self
 
     @field_validator("steps_percent")
     @classmethod

@@ -11,5 +11,5 @@ LOCAL = ("ipc://", "tcp://127.0.0.1:", "tcp://[::1]:", "tcp://localhost:")
 def check_endpoint(endpoint: str) -> str:
     """Raises ConfigError for an endpoint that other machines could reach."""
     if not endpoint.startswith(LOCAL):
-        raise ConfigError(f"endpoint {endpoint!r}: commands are taken on this machine only: {', '.join(LOCAL)}…")
+        raise ConfigError(f"endpoint {endpoint!r}: wanted ipc://PATH or tcp://127.0.0.1:PORT, on this machine only")
     return endpoint

@@ -12,7 +12,7 @@ import pytest
 import spox.opset.ai.onnx.v17 as op
 from localize_core.errors import ConfigError, UnavailableError
 from localize_core.serving.experiment import Comparison, Experiment, bucket_percent
-from localize_core.serving.settings import ChallengerSettings, GateSettings
+from localize_core.serving.settings import ChallengerSettings, GateSettings, ServingSettings, make_settings
 from localize_core.types.fix import Position, Uncertainty
 
 STREAMS = [f"stream-{n}" for n in range(10_000)]
@@ -378,3 +378,31 @@ def test_a_promoted_version_outlives_a_reload(arms, make_window, make_context):
     engine.execute("reload")
     engine.configure(engine.settings).result()
     assert engine.locate(make_window(engine.contract), make_context()).model.version == "2"
+
+
+def test_a_challenger_that_is_not_there_yet_is_not_held_against_anybody(arms, make_version, make_window, make_context):
+    engine = arms("canary", version={"shape": ("batch", 3, 17, "time_steps")}, gates=GATES)
+    fixes = [engine.locate(make_window(engine.contract), make_context(n)) for n in range(50)]
+    assert all(fix.model.arm == "champion" for fix in fixes)
+    assert engine._experiment.state == "running"
+    make_version(2, name="challenger.onnx", **SAME)
+    engine._poll()
+    run_canary(engine, make_window(engine.contract), make_context, 20)
+    assert engine._experiment.share_percent == 10.0
+
+
+def test_a_challenger_that_was_rolled_back_is_not_promoted_in_passing(arms, make_window, make_context):
+    engine = arms("canary", version={"position": (2.0, 8.0)}, gates=GATES)
+    run_canary(engine, make_window(engine.contract), make_context, 20)
+    with pytest.raises(ConfigError, match=r"promote: the challenger was rolled back at 1 %: its fixes lie"):
+        engine.execute("promote")
+    assert engine.locate(make_window(engine.contract), make_context()).model.version == "1"
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "value"),
+    [("shadow", "share_percent", 5.0), ("split", "steps_percent", [5.0]), ("split", "gates", {})],
+)
+def test_settings_that_mean_nothing_are_refused(mode, key, value):
+    with pytest.raises(ConfigError, match=f"{key} means nothing with mode {mode}"):
+        make_settings(ServingSettings, uri="a.onnx", challenger={"uri": "b.onnx", "mode": mode, key: value})
