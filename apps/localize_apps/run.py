@@ -53,7 +53,8 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
     def note(status: dict[str, Any]) -> None:
         news = {key: status.get(key) for key in ("state", "model", "version", "sha256")}
         # A problem is worth a warning, and so are its end and a model that has changed.
-        loud = status["state"] in ("degraded", "failed") or (told and news != told and status["state"] != "stopped")
+        changed = bool(told) and news != told and status["state"] != "stopped"
+        loud = changed or status["state"] in ("degraded", "failed")
         told.update(news)
         reasons = "".join(f"; {each['reason']}: {each['detail']}" for each in status["reasons"])
         serving = f"{news['model']} version {news['version']} ({str(news['sha256'])[:12]})"
@@ -68,11 +69,7 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
             live=not fast,
             reread=lambda: load_station(station_file, folder=folder),
         )
-    except (
-        ModelError,
-        SourceError,
-        UnknownModelError,
-    ) as error:  # nothing has run yet: what the station names is no good
+    except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet
         raise ConfigError(str(error)) from error
     if isinstance(result.failure, BrokenPipeError):
         # Whoever read this has seen enough; the interpreter must not flush to the closed pipe when it ends.

@@ -159,6 +159,9 @@ def test_hangup_loads_what_the_file_holds_now(folder, running):
     write_version(folder / "model.onnx", "2")
     running.process.send_signal(signal.SIGHUP)
     running.wait_for_version("2")
+    warnings = [line for line in running.log.read_text().splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1  # of the change, and of nothing else
+    assert "status: ready, compiled-one version 2 (" in warnings[0]
 
 
 def test_hangup_reads_the_station_file_again(folder, running):
