@@ -26,6 +26,7 @@ import spox.opset.ai.onnx.v17 as op
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
 from localize_core.model.contract import METADATA_KEY, Channel, Contract, Frame, Receiver
+from localize_core.model.registry import ENVIRONMENT
 from localize_core.types.fix import Fix, ModelIdentity, Position, ReceiverReport, Uncertainty
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -315,3 +316,13 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with MLflow's tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    os.environ.update(ENVIRONMENT)  # as the registry does before its own import
+    pytest.importorskip("mlflow").MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models()
+    return path

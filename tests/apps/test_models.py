@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,15 @@ if importlib.util.find_spec("mlflow") is None:
 
 
 @pytest.fixture(autouse=True)
-def _places(tmp_path, monkeypatch):
-    """Folders of the user's that only this test has."""
+def _places(tmp_path, monkeypatch, empty_registry):
+    """Folders of the user's that only this test has, with the default registry in them: making one takes seconds."""
     for variable in ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "gr-localize").mkdir(parents=True)
+    shutil.copyfile(empty_registry, tmp_path / "data" / "gr-localize" / "mlflow.db")
 
 
 @pytest.fixture

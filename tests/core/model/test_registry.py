@@ -57,14 +57,6 @@ def mlflow_client(uri: str):
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory) -> Path:
-    """A SQLite file with MLflow's tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    mlflow_client(f"sqlite:///{path}").search_registered_models()
-    return path
-
-
 @pytest.fixture
 def registry(tmp_path, empty_registry) -> ModelRegistry:
     shutil.copyfile(empty_registry, tmp_path / "mlflow.db")
