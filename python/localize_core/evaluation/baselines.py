@@ -13,11 +13,10 @@ from localize_core.dataset.windows import Label, Windows, WindowSource
 from localize_core.errors import ConfigError
 from localize_core.evaluation.metrics import Answers, covariance_of
 from localize_core.features.mel import MelConfig, mel_filterbank
-from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, path_length_m, surface_up_m
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m, surface_up_m
 from localize_core.model.base import Model
 from localize_core.model.compiled.propagation import along_surface
-from localize_core.model.contract import Contract
-from localize_core.station.plan import SAME_PLACE_M
+from localize_core.model.contract import Contract, moved_receivers
 
 NEIGHBOURS = 5
 LEAST_CONTRAST = 6.0
@@ -62,13 +61,11 @@ class ModelLocator:
         names, wanted = ([receiver.name for receiver in c.receivers] for c in (given, contract))
         if names != wanted:
             raise ConfigError(f"the windows are of receivers {', '.join(names)}: {name} wants {', '.join(wanted)}")
-        for own, theirs in zip(given.receivers, contract.receivers, strict=True):
-            apart_m = GEOD.inv(own.longitude, own.latitude, theirs.longitude, theirs.latitude)[2]
-            if apart_m > SAME_PLACE_M:
-                raise ConfigError(
-                    f"receiver {own.name} of the windows at {own.latitude:g}, {own.longitude:g}: {name} was made for "
-                    f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
-                )
+        for own, theirs, apart_m in moved_receivers(given.receivers, contract.receivers):
+            raise ConfigError(
+                f"receiver {own.name} of the windows at {own.latitude:g}, {own.longitude:g}: {name} was made for "
+                f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
+            )
         for feature, parameters in contract.parameters.items():
             found = given.parameters.get(feature)
             if found is None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from localize_core.errors import EngineError, ModelError, UnavailableError
-from localize_core.geodesy import GEOD
 from localize_core.model.base import Model, ModelOutput
-from localize_core.model.contract import Contract
+from localize_core.model.contract import Contract, moved_receivers
 from localize_core.model.golden import check_golden, golden_features
 from localize_core.model.onnx_model import OnnxModel
 
-SAME_PLACE_M = 50.0
-"""A receiver may stand this far from where a model was made for it."""
 PROBE_SEED = 0
 
 
@@ -62,12 +59,10 @@ def check_same_inputs(model: Model, like: Contract) -> None:
     differing = [f"{key}={own!r} (here {theirs!r})" for key, own, theirs in pairs if own != theirs]
     if differing:
         raise ModelError(f"{model.label}: a model of another station: it wants {', '.join(differing)}")
-    for own_place, place in zip(contract.receivers, like.receivers, strict=True):
-        apart_m = GEOD.inv(own_place.longitude, own_place.latitude, place.longitude, place.latitude)[2]
-        if apart_m > SAME_PLACE_M:
-            raise ModelError(
-                f"{model.label}: a model of another station: its receiver {place.name} stands {apart_m:.0f} m away"
-            )
+    for place, _, apart_m in moved_receivers(like.receivers, contract.receivers):
+        raise ModelError(
+            f"{model.label}: a model of another station: its receiver {place.name} stands {apart_m:.0f} m away"
+        )
 
 
 def _features(contract: Contract) -> list[str]:

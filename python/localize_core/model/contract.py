@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from localize_core.errors import ConfigError, ModelError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
-from localize_core.geodesy import LocalFrame
+from localize_core.geodesy import GEOD, LocalFrame
 
 METADATA_KEY = "localize.contract"
 INPUT_NAME = "features"
+SAME_PLACE_M = 50.0
+"""A receiver may stand this far from where a model was made for it."""
 METRES_PER_DEGREE = 111_195.0
 """Of latitude, on a sphere of the Earth's mean radius."""
 OUTPUT_NAMES = ("position", "uncertainty", "confidence")
@@ -209,6 +212,31 @@ class Contract(_Part):
             ):
                 if own != theirs:
                     raise ModelError(f"the contract says {name}={own}, its {feature} gives {theirs}")
+
+
+class Place(Protocol):
+    """Whatever has a name and stands somewhere, in WGS84 degrees."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def latitude(self) -> float: ...
+    @property
+    def longitude(self) -> float: ...
+
+
+P = TypeVar("P", bound=Place)
+
+
+def moved_receivers(found: Sequence[P], made_for: Sequence[Receiver]) -> Iterator[tuple[P, Receiver, float]]:
+    """Receivers that stand farther than SAME_PLACE_M from where a model was made for them, and how many metres.
+
+    Both are in the same order.
+    """
+    for own, theirs in zip(found, made_for, strict=True):
+        apart_m = GEOD.inv(own.longitude, own.latitude, theirs.longitude, theirs.latitude)[2]
+        if apart_m > SAME_PLACE_M:
+            yield own, theirs, apart_m
 
 
 def agreed_contract(carried: Contract | None, given: Contract | None, *, label: str, mending: str) -> Contract:

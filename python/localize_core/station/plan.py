@@ -14,11 +14,11 @@ from localize_core.alignment.aligner import MAX_RATE_ERROR
 from localize_core.errors import ConfigError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
-from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, path_length_m
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m
 from localize_core.model.compiled.compile import MIN_TIME_STEPS
 from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
 from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
-from localize_core.model.contract import Contract, Receiver
+from localize_core.model.contract import Contract, Receiver, moved_receivers
 from localize_core.sources.kiwi import read_kiwi_wav
 from localize_core.sources.recording import Recording, common_span
 from localize_core.sources.sigmf import read_sigmf
@@ -41,8 +41,6 @@ MAX_FILL_S = 0.5
 """Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
 """Feature values in one window: 256 MiB."""
-SAME_PLACE_M = 50.0
-"""A receiver may stand this far from where a model was made for it."""
 SAMPLE_SIGMA = 0.003
 """Part of a sample that resampling and interpolation may be off."""
 
@@ -160,13 +158,11 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
     names, wanted = [r.name for r in station.receiver], [r.name for r in contract.receivers]
     if names != wanted:
         raise ConfigError(f"receivers {', '.join(names)}: the model {contract.name} wants {', '.join(wanted)}")
-    for own, theirs in zip(station.receiver, contract.receivers, strict=True):
-        apart_m = GEOD.inv(own.longitude, own.latitude, theirs.longitude, theirs.latitude)[2]
-        if apart_m > SAME_PLACE_M:
-            raise ConfigError(
-                f"receiver {own.name} at {own.latitude:g}, {own.longitude:g}: the model {contract.name} was made for "
-                f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
-            )
+    for own, theirs, apart_m in moved_receivers(station.receiver, contract.receivers):
+        raise ConfigError(
+            f"receiver {own.name} at {own.latitude:g}, {own.longitude:g}: the model {contract.name} was made for "
+            f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
+        )
     _check_features(station, contract)
     recordings = read_recordings(station)
     window_s = _window_s(station, recordings)
