@@ -25,7 +25,9 @@ import spox
 import spox.opset.ai.onnx.v17 as op
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
-from localize_core.model.contract import METADATA_KEY, Channel, Contract, Frame, Receiver
+from localize_core.model.contract import METADATA_KEY, Channel, Contract, Frame, Golden, Receiver
+from localize_core.model.golden import golden_features
+from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.registry import ENVIRONMENT
 from localize_core.types.fix import Fix, ModelIdentity, Position, ReceiverReport, Uncertainty
 
@@ -326,3 +328,17 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ.update(ENVIRONMENT)  # as the registry does before its own import
     pytest.importorskip("mlflow").MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models()
     return path
+
+
+@pytest.fixture
+def golden_of(make_contract: Callable[..., Contract], make_model: Callable[..., Path]) -> Golden:
+    """The golden vector of what `make_model` makes of `make_contract()`."""
+    contract = make_contract()
+    answer = OnnxModel(make_model(contract)).run(golden_features(contract, seed=1, time_steps=6))
+    return Golden(
+        seed=1,
+        time_steps=6,
+        position=answer.position[0].tolist(),
+        uncertainty=answer.uncertainty[0].tolist(),
+        confidence=float(answer.confidence[0, 0]),
+    )

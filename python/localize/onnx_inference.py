@@ -99,7 +99,7 @@ class onnx_inference(gr.sync_block):
             beside |= {"share_percent": share_percent} if challenger_mode == "split" else {}
             session = {
                 "threads": threads,
-                "providers": tuple(filter(None, providers.replace(",", " ").split())),
+                "providers": tuple(providers.replace(",", " ").split()),
                 "strict": strict_providers,
             }
             settings = make_settings(

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from localize_apps.main import main
 from localize_core.model.contract import Golden
-from localize_core.model.golden import golden_features
-from localize_core.model.onnx_model import OnnxModel, model_digest
+from localize_core.model.onnx_model import model_digest
 
 if importlib.util.find_spec("mlflow") is None:
     pytest.skip("no mlflow here: pip install mlflow-skinny sqlalchemy alembic", allow_module_level=True)
@@ -33,19 +32,10 @@ def _places(tmp_path, monkeypatch, empty_registry):
 
 
 @pytest.fixture
-def tiny(make_contract, make_model) -> Path:
+def tiny(make_contract, make_model, golden_of) -> Path:
     """A model with a golden vector that it keeps, and figures."""
-    contract = make_contract()
-    answer = OnnxModel(make_model(contract)).run(golden_features(contract, seed=1, time_steps=6))
-    golden = Golden(
-        seed=1,
-        time_steps=6,
-        position=answer.position[0].tolist(),
-        uncertainty=answer.uncertainty[0].tolist(),
-        confidence=float(answer.confidence[0, 0]),
-    )
     accuracy = {"median_m": 37.142, "p90_m": 214.26, "split": "by place"}
-    return make_model(make_contract(golden=golden, accuracy=accuracy))
+    return make_model(make_contract(golden=golden_of, accuracy=accuracy))
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ import spox.opset.ai.onnx.v17 as op
 from localize_core.errors import ConfigError, MissingExtraError, ModelError, RegistryError, UnknownModelError
 from localize_core.model.contract import METADATA_KEY, Golden
 from localize_core.model.downloads import KEPT_DOWNLOADS
-from localize_core.model.golden import golden_features
-from localize_core.model.onnx_model import OnnxModel, model_digest, model_files
+from localize_core.model.onnx_model import model_digest, model_files
 from localize_core.model.registry import (
     DEFAULT_NAME,
     ENVIRONMENT,
@@ -626,15 +625,6 @@ def test_a_version_that_is_not_there_is_not_promoted(registry, make_versions):
         registry.promote("tiny", "2", "champion")
 
 
-def test_a_golden_vector_survives(registry, make_contract, make_model):
-    contract = make_contract()
-    answer = OnnxModel(make_model(contract)).run(golden_features(contract, seed=1, time_steps=6))
-    golden = Golden(
-        seed=1,
-        time_steps=6,
-        position=answer.position[0].tolist(),
-        uncertainty=answer.uncertainty[0].tolist(),
-        confidence=float(answer.confidence[0, 0]),
-    )
-    registry.register(make_model(make_contract(golden=golden)), "tiny")
-    assert source(registry, "models:/tiny/1").latest().open().contract.golden == golden
+def test_a_golden_vector_survives(registry, make_contract, make_model, golden_of):
+    registry.register(make_model(make_contract(golden=golden_of)), "tiny")
+    assert source(registry, "models:/tiny/1").latest().open().contract.golden == golden_of
