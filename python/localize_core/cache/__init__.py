@@ -1,0 +1,1 @@
+"""Answers that were given before: exact keys, a store in this process, and one that processes share."""

@@ -1,0 +1,85 @@
+"""Which answers are kept, where, and for how long."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from localize_core.cache.lru import ENTRY_BYTES
+from localize_core.errors import ConfigError
+
+MODES = ("off", "auto", "on")
+
+
+class CacheSettings(BaseModel):
+    """The cache in front of the model. By default for what may repeat exactly: recordings and requests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    live: bool = Field(False, description="for streams of radios, whose noise never repeats: it costs, and never hits")
+    replay: bool = Field(True, description="for streams that wait: recordings and simulations as fast as they go")
+    requests: bool = Field(True, description="for requests beside the streams")
+    ttl_s: int = Field(3600, ge=1, le=30 * 86_400, description="how long an answer is kept")
+    max_items: int = Field(50_000, ge=1, le=100_000_000, description="answers in this process")
+    max_bytes: int = Field(64 << 20, ge=4 * ENTRY_BYTES, le=1 << 40, description="memory for answers in this process")
+    redis: str | None = Field(
+        None, description="a Redis that processes share: redis://USER:PASSWORD@HOST:6379/0, rediss:// with TLS"
+    )
+    timeout_ms: float = Field(
+        5.0, gt=0.0, le=100.0, description="for an answer of Redis; without one the model is asked"
+    )
+    prefix: str = Field("gr-localize:", max_length=200, description="of the keys in Redis")
+
+    @field_validator("redis")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        return None if value is None else checked_redis_url(value)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it serves anything."""
+        return self.live or self.replay or self.requests
+
+
+def checked_redis_url(url: str) -> str:
+    """The address of a Redis. Raises ValueError saying what is allowed, without repeating a password."""
+    wanted = "wanted redis://HOST:PORT/DATABASE, rediss:// with TLS, with USER:PASSWORD@ before the host where needed"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{wanted}: {error}") from error
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
+        raise ValueError(wanted)
+    if not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError(f"the database is a number, found {parts.path!r}; {wanted}")
+    # The client's other options, such as its own time limits and retries, would undo what keeps streams from waiting.
+    options = parse_qs(parts.query, keep_blank_values=True)
+    if parts.fragment or any(not name.startswith("ssl_") for name in options):
+        raise ValueError(
+            f"only options of TLS that begin with ssl_ may follow, found {', '.join(options) or '#'}; {wanted}"
+        )
+    return url
+
+
+def without_password(text: str) -> str:
+    """Text as it may be shown: the password of an address in it left out."""
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:…@", text)
+
+
+def cache_settings(mode: str, redis: str = "") -> CacheSettings | None:
+    """Settings from a block's parameters: `mode` off, auto (requests, and streams that wait) or on (live ones too).
+
+    Raises ConfigError for another mode, or an address that is none.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"cache={mode!r}: must be one of {', '.join(MODES)}")
+    if mode == "off":
+        return None
+    try:
+        address = checked_redis_url(redis) if redis else None
+    except ValueError as error:
+        raise ConfigError(f"cache_redis={without_password(redis)!r}: {error}") from error
+    return CacheSettings(live=mode == "on", redis=address)
