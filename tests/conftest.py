@@ -233,14 +233,20 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(scope="session")
-def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
-    """A starter of Triton servers that only this test has, without models: see benchmarks/triton_server.py."""
-    spec = importlib.util.spec_from_file_location("triton_server", ROOT / "benchmarks" / "triton_server.py")
+def _benchmark(name: str) -> Any:
+    """A module of benchmarks/, which is no package that tests could import."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Any]]:
+    """A starter of Triton servers that only this test has, without models: see benchmarks/triton_server.py."""
+    module = _benchmark("triton_server")
     if (why := module.missing()) is not None:
         pytest.skip(why)
     servers: list[Any] = []
@@ -259,6 +265,24 @@ def start_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def triton_server(start_triton: Callable[[], Any]) -> Any:
     """A Triton server that tests share: each loads models under names of its own, and leaves it running."""
     return start_triton()
+
+
+@pytest.fixture
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """A starter of Redis servers that only this test has: see benchmarks/redis_server.py."""
+    module = _benchmark("redis_server")
+    if (why := module.missing()) is not None:
+        pytest.skip(why)
+    servers: list[Any] = []
+
+    def start(*options: str) -> Any:
+        servers.append(module.RedisServer(tmp_path_factory.mktemp("redis"), *options))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 class MlflowServer:

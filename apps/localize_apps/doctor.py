@@ -39,6 +39,7 @@ REQUIRED = {
 EXTRAS = {
     "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
     "plot": {"matplotlib": "3.5"},
+    "redis": {"pybreaker": "1.2", "redis": "5"},
     "report": {"jinja2": "3.0", "matplotlib": "3.5"},
     "sigmf": {"sigmf": "1.14"},
     "train": {"onnxscript": "0.2", "torch": "2.5"},
