@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from localize_core.cache.answers import AnswerCache, AnswerKeys
 from localize_core.engine.masking import ChannelMask
 from localize_core.engine.windows import Framing, Window
 from localize_core.errors import ConfigError, EngineError, UnavailableError
@@ -46,11 +48,21 @@ class WindowContext:
 class Inference:
     """What a model said to a batch: usable receivers of each window, answers by the index of their windows (None where
     inference failed, nothing where the model was not asked), and the time that each of them took.
+
+    `hits`: windows whose answer was known already, from a cache or an equal window of the batch; `lookup_ms`: the time
+    that looking for each took.
     """
 
     usable: Sequence[np.ndarray]
     outputs: Mapping[int, ModelOutput | None]
     spent_ms: float
+    hits: frozenset[int] = frozenset()
+    lookup_ms: float = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether the model itself has answered, or failed on, any of them."""
+        return len(self.outputs) > len(self.hits)
 
 
 class Locator:
@@ -70,6 +82,7 @@ class Locator:
         self.min_confidence = min_confidence
         self.probability = probability
         self._identity = replace(model.identity, backend=backend or model.identity.backend)
+        self._keys = AnswerKeys.of(model)
         self._mask = ChannelMask(model.contract)
         self._framing = Framing.of(model.contract)
         self._frame = model.contract.frame.local
@@ -91,15 +104,51 @@ class Locator:
         """
         return self.conclude(self.infer(windows), windows, contexts, arm=arm)
 
-    def infer(self, windows: Sequence[Window]) -> Inference:
-        """The first half of `locate_batch`: what takes the model. Raises UnavailableError."""
+    def infer(self, windows: Sequence[Window], cache: AnswerCache | None = None) -> Inference:
+        """The first half of `locate_batch`: what takes the model, as far as `cache` has no answer. Raises
+        UnavailableError.
+        """
         sound = [self._mask.sound(window) for window in windows]
         usable = [self._mask.usable(each) for each in sound]
         fed = [index for index, each in enumerate(usable) if np.count_nonzero(each) >= self._min_receivers]
-        began = time.perf_counter()
-        outputs = self._run([self._prepared(windows[index], sound[index]) for index in fed])
-        spent_ms = (time.perf_counter() - began) * 1e3 / max(len(fed), 1)
+        masked = [self._mask.apply(windows[index].features, sound[index]) for index in fed]
+        if cache is not None and self._keys is not None:
+            return self._recalled(cache, self._keys, usable, fed, masked)
+        outputs, spent_ms = self._timed(masked)
         return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+
+    def _recalled(
+        self,
+        cache: AnswerCache,
+        keys: AnswerKeys,
+        usable: Sequence[np.ndarray],
+        fed: Sequence[int],
+        masked: Sequence[np.ndarray],
+    ) -> Inference:
+        """Answers from the cache, and of the model for each window that it lacks; equal ones are answered once."""
+        found = cache.look_up(keys, masked)
+        outputs: dict[int, ModelOutput | None] = {}
+        hits: set[int] = set()
+        lacking: dict[str, list[int]] = defaultdict(list)
+        for place, (key, answer) in enumerate(zip(found.keys, found.answers, strict=True)):
+            outputs[fed[place]] = answer
+            if answer is None:
+                lacking[key].append(place)
+            else:
+                hits.add(fed[place])
+        answers, spent_ms = self._timed([masked[places[0]] for places in lacking.values()])
+        for (key, places), answer in zip(lacking.items(), answers, strict=True):
+            outputs |= dict.fromkeys((fed[place] for place in places), answer)
+            if answer is not None and self._is_answer(answer):
+                cache.keep(key, answer, spent_ms, repeats=len(places) - 1)
+                hits |= {fed[place] for place in places[1:]}
+        return Inference(usable, outputs, spent_ms, frozenset(hits), found.spent_ms)
+
+    def _timed(self, masked: Sequence[np.ndarray]) -> tuple[list[ModelOutput | None], float]:
+        """The model's answers to masked features, and the time that each of them took."""
+        began = time.perf_counter()
+        outputs = self._run([self.model.contract.normalisation.apply(features) for features in masked])
+        return outputs, (time.perf_counter() - began) * 1e3 / max(len(masked), 1)
 
     def conclude(
         self,
@@ -118,7 +167,8 @@ class Locator:
                 inference.outputs.get(index),
                 None if index in inference.outputs else _refusal(window),
                 arm=arm,
-                spent_ms=inference.spent_ms if index in inference.outputs else 0.0,
+                spent_ms=_spent_ms(inference, index),
+                cache_hit=index in inference.hits,
             )
             for index, window in enumerate(windows)
         ]
@@ -127,9 +177,6 @@ class Locator:
         """A fix without position, the model not having been asked."""
         usable = self._mask.usable(self._mask.sound(window))
         return self._fix(window, context, usable, None, reason, arm=arm, spent_ms=0.0)
-
-    def _prepared(self, window: Window, sound: np.ndarray) -> np.ndarray:
-        return self.model.contract.normalisation.apply(self._mask.apply(window.features, sound))
 
     def _run(self, features: Sequence[np.ndarray]) -> list[ModelOutput | None]:
         """An answer of batch 1 to each, None where inference fails."""
@@ -159,6 +206,7 @@ class Locator:
         *,
         arm: str,
         spent_ms: float,
+        cache_hit: bool = False,
     ) -> Fix:
         position: Position | None = None
         uncertainty: Uncertainty | None = None
@@ -188,6 +236,7 @@ class Locator:
             window_samples=samples,
             window_duration_s=samples / self._framing.sample_rate_hz,
             alignment=context.alignment,
+            cache_hit=cache_hit,
             inference_time_ms=spent_ms,
             latency_ms=(time.monotonic() - context.completed_s) * 1e3,
             dropped_windows=context.dropped,
@@ -196,28 +245,33 @@ class Locator:
 
     def _judged(self, output: ModelOutput) -> tuple[str | None, float, tuple[Position, Uncertainty] | None]:
         """Reason against the answer, its confidence, and its place where nothing is to be said against it."""
-        first, second = output.position[0].tolist()
-        sigma_x, sigma_y, theta = output.uncertainty[0].tolist()
-        (confidence,) = output.confidence[0].tolist()
-        finite = all(map(math.isfinite, (first, second, sigma_x, sigma_y, theta, confidence)))
-        if not finite or min(sigma_x, sigma_y) <= 0.0:
+        if not _means_something(output):
             return "model_error", 0.0, None
-        confidence = min(max(confidence, 0.0), 1.0)
+        confidence = min(max(output.confidence[0, 0].item(), 0.0), 1.0)
         if confidence < self.min_confidence:
             return "no_emitter", confidence, None
+        first, second = output.position[0].tolist()
+        sigma_x, sigma_y, theta = output.uncertainty[0].tolist()
         placed = self._place(first, second, Uncertainty(sigma_x, sigma_y, theta, self.probability))
         return (None if placed is not None else "model_error"), confidence, placed
 
+    def _is_answer(self, output: ModelOutput) -> bool:
+        """Whether no error is made of it, whatever confidence a fix must have."""
+        return _means_something(output) and self._is_on_earth(*output.position[0].tolist())
+
+    def _is_on_earth(self, first: float, second: float) -> bool:
+        if self._in_degrees:
+            return abs(first) <= 90.0 and abs(second) <= 360.0
+        return math.hypot(first, second) <= HORIZON_M
+
     def _place(self, first: float, second: float, uncertainty: Uncertainty) -> tuple[Position, Uncertainty] | None:
         """Place and ellipse on the ground, None where the model's answer is no place on Earth."""
+        if not self._is_on_earth(first, second):
+            return None
         if self._in_degrees:
             latitude, longitude = first, second
-            if abs(latitude) > 90.0 or abs(longitude) > 360.0:
-                return None
             longitude = (longitude + 180.0) % 360.0 - 180.0  # an area may reach across the antimeridian
             return Position(latitude, longitude), uncertainty
-        if math.hypot(first, second) > HORIZON_M:
-            return None
         latitude, longitude, (ee, en, nn) = self._frame.on_ground(first, second, uncertainty.covariances_m2)
         half = math.hypot((ee - nn) / 2.0, en)
         major = (ee + nn) / 2.0 + half
@@ -226,6 +280,19 @@ class Locator:
         theta = math.degrees(math.atan2(2.0 * en, ee - nn)) / 2.0
         ellipse = Uncertainty(math.sqrt(major), math.sqrt(minor), _half_turn(theta), self.probability)
         return Position(latitude, longitude), ellipse
+
+
+def _means_something(output: ModelOutput) -> bool:
+    """Whether one window's answer is finite, and its ellipse has two axes."""
+    values = (*output.position[0].tolist(), *output.uncertainty[0].tolist(), *output.confidence[0].tolist())
+    return all(map(math.isfinite, values)) and min(values[2], values[3]) > 0.0
+
+
+def _spent_ms(inference: Inference, index: int) -> float:
+    """What a window took: the model's time, or that of looking for an answer that was known; nothing if neither."""
+    if index in inference.hits:
+        return inference.lookup_ms
+    return inference.spent_ms if index in inference.outputs else 0.0
 
 
 def _half_turn(angle_deg: float) -> float:

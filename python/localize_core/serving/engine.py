@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from localize_core.cache.answers import AnswerCache, open_cache
+from localize_core.cache.settings import CacheSettings
 from localize_core.engine.locator import Inference, WindowContext
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
@@ -45,7 +47,7 @@ class Engine:
 
     `compiled`: the station's compiled model, which the source string `compiled` stands for. `station`: name in fixes
     that answer requests, the contract's if empty. `min_confidence`: below it the answer is no fix. `probability`: what
-    the ellipse of a fix is said to hold.
+    the ellipse of a fix is said to hold. `cache`: which answers are kept for windows that come again, None for none.
 
     A new engine has loaded and admitted its champion, and knows the `contract` of windows. After `prepare` it answers;
     between `start` and `stop` it also watches the sources, takes commands and compares. Answers may be asked for from
@@ -63,8 +65,10 @@ class Engine:
         station: str = "",
         min_confidence: float = 0.5,
         probability: float = 0.95,
+        cache: CacheSettings | None = None,
     ) -> None:
         self.settings = settings
+        self._cache_settings, self._cache = cache or CacheSettings(), open_cache(cache)
         self.health = Health()
         self.shadow_dropped = 0
         self._compiled = compiled
@@ -124,9 +128,12 @@ class Engine:
     def start(self, *, on_status: OnStatus | None = None, on_shadow: OnFix | None = None, live: bool = False) -> None:
         """Watch, take commands and compare. Both functions are called from threads of the engine.
 
-        `live`: comparisons are the first to go where time is short; otherwise they hold the caller back.
+        `live`: comparisons are the first to go where time is short, and the cache leaves the streams alone unless its
+        settings say otherwise; if not live, comparisons hold the caller back.
         """
         self._on_status, self._on_shadow, self._live = on_status, on_shadow, live
+        if self._cache is not None:
+            self._cache.start()
         self._start_shadow()
         self._watcher = Watcher(self._poll, self._poll_s, name="localize-models")
         self._watcher.start()
@@ -139,6 +146,8 @@ class Engine:
             self._watcher.stop()
         self._watcher = None
         self._stop_shadow()
+        if self._cache is not None:
+            self._cache.close()
         self.health.stop()
         self.notify()
 
@@ -169,7 +178,7 @@ class Engine:
             raise ConfigError(f"{len(requests)} requests: a batch has 1 to {MAX_REQUESTS}")
         fixes: dict[int, Fix] = {}
         windows: dict[int, tuple[Window, WindowContext]] = {}
-        alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+        alike: dict[tuple[str, int, bool], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             began_s = time.monotonic()
             try:
@@ -179,10 +188,11 @@ class Engine:
                 fixes[index] = self.refuse(request, "invalid_request")
                 continue
             windows[index] = window, self._context(request, start, began_s)
-            alike[request.stream, window.features.shape[2]].append(index)
-        for indices in alike.values():
+            alike[request.stream, window.features.shape[2], request.cache].append(index)
+        for (_, _, cached), indices in alike.items():
             pairs = [windows[index] for index in indices]
-            located = self._begun([window for window, _ in pairs], [context for _, context in pairs])()
+            cached = cached and self._cache_settings.requests
+            located = self._begun([window for window, _ in pairs], [context for _, context in pairs], cached=cached)()
             fixes.update(zip(indices, located, strict=True))
         return [fixes[index] for index in range(len(requests))]
 
@@ -209,13 +219,21 @@ class Engine:
             id=request.id,
         )
 
-    def _begun(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> Callable[[], list[Fix]]:
-        """Infer windows of one stream and one length; what is returned gives their fixes."""
+    def _begun(
+        self, windows: Sequence[Window], contexts: Sequence[WindowContext], *, cached: bool | None = None
+    ) -> Callable[[], list[Fix]]:
+        """Infer windows of one stream and one length; what is returned gives their fixes.
+
+        `cached`: whether the cache may answer, None for what its settings say of streams.
+        """
+        if cached is None:
+            cached = self._cache_settings.live if self._live else self._cache_settings.replay
+        cache = self._cache if cached else None
         challenger, experiment = self._challenger, self._experiment
         if challenger is None or experiment is None or challenger.current is None:
-            return self._inferred(self._champion, windows, contexts)
+            return self._inferred(self._champion, windows, contexts, cache)
         chosen = challenger if experiment.serves(contexts[0].unit or contexts[0].stream) else self._champion
-        conclude = self._inferred(chosen, windows, contexts)
+        conclude = self._inferred(chosen, windows, contexts, cache)
         if not experiment.compares:
             return conclude
         other = self._champion if chosen is challenger else challenger
@@ -232,12 +250,12 @@ class Engine:
         return concluded
 
     def _inferred(
-        self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext]
+        self, arm: Arm, windows: Sequence[Window], contexts: Sequence[WindowContext], cache: AnswerCache | None
     ) -> Callable[[], list[Fix]]:
         serving = arm.acquire()
         if serving is not None:
             try:
-                inference = serving.locator.infer(windows)
+                inference = serving.locator.infer(windows, cache)
             except UnavailableError as error:
                 if arm.unavailable(str(error)):
                     self.notify()
@@ -248,10 +266,11 @@ class Engine:
             finally:
                 serving.release()
         if arm is not self._champion:
-            return self._inferred(self._champion, windows, contexts)
+            return self._inferred(self._champion, windows, contexts, cache)
         version = self._at_hand()
         if version is self._fallback:
-            fixes = version.locator.locate_batch(windows, contexts, arm=arm.name)
+            inference = version.locator.infer(windows, cache)
+            fixes = version.locator.conclude(inference, windows, contexts, arm=arm.name)
             version.statistics.add(fixes)
         else:
             fixes = [
@@ -269,7 +288,10 @@ class Engine:
         contexts: Sequence[WindowContext],
     ) -> list[Fix]:
         fixes = serving.locator.conclude(inference, windows, contexts, arm=arm.name)
-        self._take_note(arm, serving, fixes)
+        if inference.hits and not inference.asked:
+            serving.statistics.add(fixes)  # what is known already says nothing of the arm's health
+        else:
+            self._take_note(arm, serving, fixes)
         return fixes
 
     def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:
@@ -485,7 +507,7 @@ class Engine:
         return self.submit(command, **parts).result()
 
     def status(self) -> dict[str, Any]:
-        """Health, and which model serves."""
+        """Health, which model serves, and what the cache has brought, where there is one."""
         version = self._champion.current or self._at_hand()
         identity = version.locator.model.identity
         return {
@@ -493,16 +515,18 @@ class Engine:
             "model": identity.name,
             "version": identity.version,
             "sha256": identity.sha256,
+            **({} if self._cache is None else {"cache": self._cache.summary()}),
         }
 
     def info(self) -> dict[str, Any]:
-        """All there is to know: health, arms with versions, contract and figures, experiment, fallback."""
+        """All there is to know: health, arms with versions, contract and figures, experiment, fallback, cache."""
         return {
             **self.status(),
             "arms": {arm.name: arm.as_dict() for arm in self._arms()},
             "experiment": None if self._experiment is None else self._experiment.as_dict(),
             "shadow_dropped": self.shadow_dropped,
             "fallback": None if self._fallback is None else self._fallback.as_dict(),
+            "cache": None if self._cache is None else self._cache.as_dict(),
         }
 
     def notify(self) -> None:

@@ -57,6 +57,8 @@ class Comparison:
         if challenger.reason in FAILED:
             self.fail()
             return
+        if champion.cache_hit or challenger.cache_hit:
+            return  # compared when it was inferred, if ever: repeats are no evidence, and their times no inference's
         ours, theirs = champion.uncertainty, challenger.uncertainty
         if ours is None and theirs is None:
             return

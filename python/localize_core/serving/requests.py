@@ -26,7 +26,7 @@ class Request:
     them flattened in that order. `receivers`: whose they are, in their order, as names of the contract; all of the
     contract's where left out. Of features, channels come in the contract's order as far as their receivers are there.
     `start`: time of the first sample, whole seconds since 1970 and the rest; now where left out. `stream`: decides
-    which arm of an experiment answers.
+    which arm of an experiment answers. `cache`: whether an answer that was given before will do, and this one is kept.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Request:
     stream: str = "requests"
     start: tuple[int, float] | None = None
     frequency_hz: float | None = None
+    cache: bool = True
 
 
 def request_window(request: Request, contract: Contract, time_steps: int) -> tuple[Window, tuple[int, float]]:

@@ -32,7 +32,8 @@ class Statistics:
         with self._lock:
             self.windows += len(fixes)
             self.errors += failed
-            self._latency_ms += [fix.inference_time_ms for fix in fixes if fix.inference_time_ms]
+            # What a cache answered says nothing of how long the model takes.
+            self._latency_ms += [fix.inference_time_ms for fix in fixes if fix.inference_time_ms and not fix.cache_hit]
         return failed > 0
 
     def quantile_ms(self, percent: float) -> float | None:

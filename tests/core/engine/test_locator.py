@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spox.opset.ai.onnx.v17 as op
+from localize_core.cache.answers import AnswerCache
+from localize_core.cache.lru import MemoryStore
 from localize_core.engine.locator import Locator, WindowContext
 from localize_core.engine.windows import Window
 from localize_core.errors import ConfigError
 from localize_core.features.quality import SampleFlag
 from localize_core.geodesy import GEOD
+from localize_core.model.base import ModelOutput
 from localize_core.model.contract import Contract, Frame, Normalisation
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.types.fix import REASONS, Alignment, Fix, Uncertainty
@@ -294,3 +297,88 @@ def test_probability_scales_the_axes(make_contract, make_model):
     contract = make_contract()
     fix = locate(make_model(contract), window_of(contract), probability=0.5)
     assert fix.uncertainty.semi_major_m == pytest.approx(200.0 * math.sqrt(2.0 * math.log(2.0)))
+
+
+def cache_of() -> AnswerCache:
+    return AnswerCache([MemoryStore(max_items=100, max_bytes=1 << 20)], ttl_s=60.0)
+
+
+class Counting:
+    """A model that counts the windows it is asked about."""
+
+    def __init__(self, path: Path) -> None:
+        self._model = OnnxModel(path)
+        self.contract, self.identity, self.label = self._model.contract, self._model.identity, self._model.label
+        self.batches: list[int] = []
+
+    def run(self, features: np.ndarray) -> ModelOutput:
+        self.batches.append(len(features))
+        return self._model.run(features)
+
+    def close(self) -> None: ...
+
+
+def test_only_what_the_cache_lacks_is_asked_and_equal_windows_once(make_contract, make_model):
+    contract = make_contract()
+    model = Counting(make_model(contract, position=fed()))
+    locator, cache = Locator(model), cache_of()
+    one = window_of(contract)
+    windows = [replace(one, features=one.features * scale) for scale in (1, 2, 1, 3, 2)]
+    plain = locator.conclude(locator.infer(windows), windows, [CONTEXT] * 5)
+    assert model.batches.pop() == 5
+    first = locator.infer(windows, cache)
+    assert model.batches.pop() == 3
+    assert (first.hits, first.asked) == ({2, 4}, True)
+    second = locator.infer([*windows, replace(one, features=one.features * 4)], cache)
+    assert model.batches.pop() == 1
+    assert (second.hits, second.asked) == ({0, 1, 2, 3, 4}, True)
+    third = locator.infer(windows, cache)
+    assert (third.hits, third.asked) == ({0, 1, 2, 3, 4}, False)
+    assert model.batches == []
+    for inference in (first, second, third):
+        fixes = locator.conclude(inference, windows, [CONTEXT] * 5)
+        assert [fix.cache_hit for fix in fixes] == [index in inference.hits for index in range(5)]
+        assert [fix.position for fix in fixes] == [fix.position for fix in plain]
+        assert all(fix.inference_time_ms > 0.0 for fix in fixes)
+
+
+def test_windows_that_look_alike_to_the_model_share_an_answer(make_contract, make_model):
+    """A receiver's samples that mean nothing are masked: whatever they are, the model sees the same."""
+    contract = make_contract()
+    locator, cache = Locator(Counting(make_model(contract))), cache_of()
+    one = window_of(contract, unusable=(1,))
+    features = one.features.copy()
+    features[1] = np.nan
+    other = replace(one, features=features)
+    locator.infer([one], cache)
+    inference = locator.infer([other], cache)
+    assert inference.hits == {0}
+    (fix,) = locator.conclude(inference, [other], [CONTEXT])
+    assert [receiver.used for receiver in fix.receivers] == [True, False, True]
+    # The same features of sound receivers are another window.
+    assert locator.infer([window_of(contract)], cache).hits == set()
+
+
+def test_refusals_and_errors_are_not_kept(make_contract, make_model):
+    contract = make_contract(min_receivers=3)
+    cache = cache_of()
+    for answer in ({"position": (95.0, 8.5)}, {"position": (np.nan, 8.5)}, {"uncertainty": (-1.0, 1.0, 0.0)}):
+        locator = Locator(OnnxModel(make_model(contract, **answer)))
+        windows = [window_of(contract), window_of(contract), window_of(contract, unusable=(0,))]
+        for _ in range(2):
+            inference = locator.infer(windows, cache)
+            assert inference.hits == set()
+            fixes = locator.conclude(inference, windows, [CONTEXT] * 3)
+            assert [fix.reason for fix in fixes] == ["model_error", "model_error", "too_few_receivers"]
+    assert cache.as_dict()["stores"]["memory"]["items"] == 0
+
+
+def test_a_model_of_unknown_digest_is_always_asked(make_contract, make_model):
+    contract = make_contract()
+    model = Counting(make_model(contract))
+    model.identity = replace(model.identity, sha256="")
+    locator, cache = Locator(model), cache_of()
+    for _ in range(2):
+        assert locator.infer([window_of(contract)], cache).hits == set()
+    assert model.batches == [1, 1]
+    assert cache.as_dict()["misses"] == 0
