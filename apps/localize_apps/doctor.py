@@ -37,6 +37,7 @@ REQUIRED = {
     "spox": "0.12",
 }
 EXTRAS = {
+    "fast": {"numba": "0.57", "pyfftw": "0.13"},
     "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
     "plot": {"matplotlib": "3.5"},
     "redis": {"pybreaker": "1.2", "redis": "5"},

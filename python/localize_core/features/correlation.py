@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy.signal import CZT
-from scipy.signal.windows import tukey
 
 from localize_core.errors import ConfigError
 from localize_core.features.checks import known_fields, one_of, positive, whole
+from localize_core.features.kernels import fast_kernels
+from localize_core.features.pair_sums import CompiledSums, PairSums, PlainSums
 from localize_core.features.quality import zero_unusable
 
 WEIGHTINGS = ("plain", "phat")
 SIGNALS = ("iq", "envelope", "phase")
-
-BATCH_VALUES = 1 << 16
-"""Complex values of all receivers in one FFT batch: half a MiB, which stays in a core's cache."""
 
 FLAT = 1e-12
 """Variance, relative to the signal's scale, below which samples, an envelope or a phase are only rounding error."""
@@ -36,12 +33,6 @@ EMPTY = 1e-9
 
 SILENCE = 1e-30
 """Energy below which single precision runs out of exponents."""
-
-PHAT_TAPER = 0.2
-"""Part of a core that fades in and out before PHAT."""
-
-EMPTY_BIN = 1e-6
-"""Cross power below this fraction of the mean is what leaks from bins with a signal, which PHAT must not lift."""
 
 
 @dataclass(frozen=True)
@@ -148,22 +139,15 @@ class CrossCorrelation:
         self._margin = (config.n_fft - config.n_core) // 2
         self._core = slice(self._margin, self._margin + config.n_core)
         self._time = np.arange(config.n_fft) - (config.n_fft - 1) / 2
-        self._half = scipy.fft.next_fast_len(-(-config.n_fft // 2))
-        self._n_padded = 2 * self._half
         self._real = config.signal != "iq"
-        self._batch = max(1, BATCH_VALUES // (self._n_padded * config.n_receivers))
-        self._core_taper = tukey(config.n_core, PHAT_TAPER).astype(np.float32)
-        self._taper = tukey(config.n_fft, 2 * self._margin / config.n_fft).astype(np.float32)
-        # Where the multiplied samples of receiver j begin, and the core's spectrum counts from the core's first sample.
+        compiled = fast_kernels() is not None and CompiledSums.suits(config)
+        self._sums: PairSums = (CompiledSums if compiled else PlainSums)(config)
+        # Where the multiplied samples of receiver j begin.
         starts = self._margin - lags
         self._start = starts.astype(np.intp)
         self._next_start = np.minimum(self._start + 1, 2 * self._margin)
         self._start_fraction = starts - self._start
-        self._whole_lags = (-starts % self._n_padded).astype(np.intp) if config.lag_step.is_integer() else None
-        if self._whole_lags is None:
-            turn = 2j * np.pi / self._n_padded
-            n_bins = self._half + 1 if self._real else self._n_padded + 1
-            self._chirp_z = CZT(n_bins, config.n_lags, w=np.exp(turn * config.lag_step), a=np.exp(turn * starts[0]))
+        self._busy = threading.Lock()
 
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Correlation coefficients of every full frame of every pair.
@@ -184,19 +168,15 @@ class CrossCorrelation:
             return np.empty((len(config.pairs), 0, config.n_lags), np.float32)
         frames = sliding_window_view(zero_unusable(samples), config.n_fft, axis=-1)[:, :: config.hop]
         result = np.empty((len(config.pairs), frames.shape[1], config.n_lags), np.float32)
-        transform = scipy.fft.rfft if self._real else scipy.fft.fft
-        for start in range(0, frames.shape[1], self._batch):
-            part = slice(start, start + self._batch)
-            values, empty_below = self._prepared(frames[:, part])
-            core_norm, lag_norm = self._norms(values, empty_below)
-            cores, wholes = values[:-1, :, self._core], values[1:]
-            if config.weighting == "phat":
-                cores, wholes = cores * self._core_taper, wholes * self._taper
-            cores = transform(cores, self._n_padded, axis=-1)
-            wholes = transform(wholes, self._n_padded, axis=-1).conj()
-            for pair, (i, j) in enumerate(config.pairs):
-                norm = core_norm[i] * lag_norm[j - 1]
-                result[pair, part] = self._coefficients(cores[i] * wholes[j - 1], norm)
+        batch = self._sums.batch
+        with self._busy:
+            for start in range(0, frames.shape[1], batch):
+                part = slice(start, start + batch)
+                values, empty_below = self._prepared(frames[:, part])
+                core_norm, lag_norm = self._norms(values, empty_below)
+                sums = self._sums(values)
+                for pair, (i, j) in enumerate(config.pairs):
+                    result[pair, part] = self._coefficients(sums[pair], core_norm[i] * lag_norm[j - 1])
         return result
 
     def _prepared(
@@ -226,23 +206,20 @@ class CrossCorrelation:
         first receiver, (receivers - 1, frames, lags).
         """
         n_core, n_ends = self.config.n_core, 2 * self._margin
-        power = np.square(values.real) + np.square(values.imag) if not self._real else np.square(values)
-        core_energy = power[..., self._core].astype(np.float64).sum(axis=-1, keepdims=True)
+        core_energy = _energy(values[..., self._core])
         core_norm = _inverse_root(core_energy, empty_below)
         # What the sums gain and lose from each place to the next; the core's own energy is known, its mean is zero.
-        power, values, empty_below = power[1:], values[1:], empty_below[1:]
-        energy = core_energy[1:] + self._running(power[..., n_core:], power[..., :n_ends])
-        total = self._running(values[..., n_core:], values[..., :n_ends])
-        energy -= (np.square(total.real) + np.square(total.imag)) / n_core
+        gained, lost, empty_below = values[1:, :, n_core:], values[1:, :, :n_ends], empty_below[1:]
+        energy = core_energy[1:] + self._running(_power(gained), _power(lost))
+        total = self._running(gained, lost)
+        energy -= _power(total) / n_core
         if self.config.signal == "phase":
-            moment = self._running(
-                values[..., n_core:] * self._time[n_core:], values[..., :n_ends] * self._time[:n_ends]
-            )
+            moment = self._running(gained * self._time[n_core:], lost * self._time[:n_ends])
             moment -= total * np.arange(-self._margin, self._margin + 1)
             energy -= np.square(moment) / np.square(self._time[self._core]).sum()
         empty_below = np.maximum(empty_below, EMPTY * energy.max(axis=-1, keepdims=True))
         at_lags = energy[..., self._start]
-        if self._whole_lags is None:
+        if not float(self.config.lag_step).is_integer():
             at_lags += self._start_fraction * (energy[..., self._next_start] - at_lags)
         return core_norm, _inverse_root(at_lags, empty_below)
 
@@ -254,38 +231,28 @@ class CrossCorrelation:
         sums -= sums[..., self._margin : self._margin + 1].copy()
         return sums
 
-    def _coefficients(self, cross: NDArray[np.complex64], norm: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Correlation at the configured lags out of cross spectra, (frames, bins)."""
+    def _coefficients(
+        self, sums: NDArray[np.complex64] | NDArray[np.float32], norm: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Of one pair, (frames, lags)."""
         if self.config.weighting == "phat":
-            cross, norm = self._whitened(cross, norm)
-        if self._whole_lags is not None:
-            inverse = scipy.fft.irfft if self._real else scipy.fft.ifft
-            correlation = inverse(cross, self._n_padded, overwrite_x=True)[:, self._whole_lags]
-        elif self._real:
-            cross[:, 1 : self._half] *= 2.0
-            correlation = self._chirp_z(cross).real / self._n_padded
-        else:
-            # Half of the bin at half the sample rate belongs to each end of the spectrum.
-            cross[:, self._half] *= 0.5
-            both_ends = np.concatenate([cross[:, self._half :], cross[:, : self._half + 1]], axis=-1)
-            correlation = self._chirp_z(both_ends) / self._n_padded
-        correlation = correlation * norm
+            norm = norm.any(axis=-1, keepdims=True)  # its mean over bins is normalised, of whatever there is
+        correlation = sums * norm
         if not self._real:
             correlation = np.sqrt(np.square(correlation.real) + np.square(correlation.imag))
         return np.asarray(np.clip(correlation, -1.0, 1.0), np.float32)
 
-    def _whitened(
-        self, cross: NDArray[np.complex64], norm: NDArray[np.float32]
-    ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
-        """`cross` with magnitude 1 in every bin that holds a signal, and what makes the mean 1, (frames, 1)."""
-        magnitude = np.sqrt(np.square(cross.real) + np.square(cross.imag))
-        filled = magnitude > EMPTY_BIN * magnitude.mean(axis=-1, keepdims=True)
-        filled &= norm.any(axis=-1, keepdims=True)
-        white = cross * np.where(filled, 1.0 / np.where(filled, magnitude, 1.0), 0.0).astype(np.float32)
-        count = filled.sum(axis=-1, keepdims=True)
-        if self._real:
-            count = 2 * count - filled[:, :1] - filled[:, -1:]
-        return white, (self._n_padded / np.maximum(count, 1)).astype(np.float32)
+
+def _power(values: NDArray[Any]) -> NDArray[Any]:
+    return np.square(values.real) + np.square(values.imag) if np.iscomplexobj(values) else np.square(values)
+
+
+def _energy(values: NDArray[np.complex64] | NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum of |x|^2 over the last axis, which stays."""
+    kernels = fast_kernels()
+    if kernels is None:
+        return np.asarray(_power(values).astype(np.float64).sum(axis=-1, keepdims=True))
+    return np.asarray(kernels.energy(values.view(np.float32)), np.float64)[..., None]
 
 
 def _inverse_root(energy: NDArray[np.float64], empty_below: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ an explicit `corner_hz` of 700 (HTK) or 1000 (Slaney) gives the audio scale exac
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,12 +22,15 @@ from scipy.sparse import csr_matrix
 
 from localize_core.errors import ConfigError
 from localize_core.features.checks import known_fields, number, one_of, positive, whole
+from localize_core.features.kernels import fast_kernels
 from localize_core.features.quality import zero_unusable
 
 REFERENCE_RATE_HZ = 22050.0
 AUDIO_CORNER_HZ = {"htk": 700.0, "slaney": 1000.0}
 BATCH_VALUES = 1 << 16
 """Complex values in one FFT batch: half a MiB, which stays in a core's cache."""
+FAST_BATCH_VALUES = 1 << 15
+"""The same where input and output lie side by side."""
 
 Floats = NDArray[np.float64]
 
@@ -224,13 +228,18 @@ def mel_power(
 
 
 class MelSpectrogram:
-    """Samples to log-mel frames. Holds no state between calls."""
+    """Samples to log-mel frames. Holds no state between calls; threads may share it, one call at a time.
+
+    With the packages of the extra `fast`, transforms are FFTW's and all else is compiled; otherwise SciPy and NumPy
+    give the same but for rounding.
+    """
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config
-        self._window = _window(config)
-        self._bank = csr_matrix(mel_filterbank(config))
-        self._batch = max(1, BATCH_VALUES // config.n_fft)
+        bank, window = mel_filterbank(config), _window(config)
+        powers = _CompiledPowers if fast_kernels() is not None else _PlainPowers
+        self._powers: _CompiledPowers | _PlainPowers = powers(config, bank, window)
+        self._busy = threading.Lock()
 
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Natural logarithm of mel power plus `log_offset` for every full frame.
@@ -239,12 +248,68 @@ class MelSpectrogram:
         from samples [i * hop, i * hop + n_fft). A frame's values do not depend on the other frames of the call.
         """
         config = self.config
-        if samples.size < config.n_fft:
-            return np.empty((0, config.n_mels), np.float32)
-        frames = sliding_window_view(zero_unusable(samples), config.n_fft)[:: config.hop]
-        result = np.empty((len(frames), config.n_mels), np.float32)
-        for start in range(0, len(frames), self._batch):
-            part = slice(start, start + self._batch)
-            result[part] = mel_power(frames[part], bank=self._bank, window=self._window)
-        result += np.float32(config.log_offset)
+        n_frames = max((samples.size - config.n_fft) // config.hop + 1, 0)
+        result = np.empty((n_frames, config.n_mels), np.float32)
+        if n_frames:
+            with self._busy:
+                self._powers(zero_unusable(samples), result)
         return np.log(result, out=result)
+
+
+class _PlainPowers:
+    """Mel powers plus `log_offset` of all frames, by NumPy and SciPy."""
+
+    def __init__(self, config: MelConfig, bank: NDArray[np.float32], window: NDArray[np.float32]) -> None:
+        self._config, self._bank, self._window = config, csr_matrix(bank), window
+        self._batch = max(1, BATCH_VALUES // config.n_fft)
+
+    def __call__(self, samples: NDArray[np.complex64], out: NDArray[np.float32]) -> None:
+        frames = sliding_window_view(samples, self._config.n_fft)[:: self._config.hop]
+        for start in range(0, len(out), self._batch):
+            part = slice(start, start + self._batch)
+            out[part] = mel_power(frames[part], bank=self._bank, window=self._window)
+        out += np.float32(self._config.log_offset)
+
+
+class _CompiledPowers:
+    """The same, by planned transforms over blocks of frames that stay in a core's cache."""
+
+    def __init__(self, config: MelConfig, bank: NDArray[np.float32], window: NDArray[np.float32]) -> None:
+        kernels = fast_kernels()
+        assert kernels is not None
+        self._kernels, self._step = kernels, 2 * config.hop
+        self._batch = max(1, FAST_BATCH_VALUES // config.n_fft)
+        self._fft = kernels.PlannedFft((self._batch, config.n_fft))
+        self._weighted, self._spectra = self._fft.input.view(np.float32), self._fft.output.view(np.float32)
+        self._window = np.repeat(window, 2)
+        # From the lowest frequency up, a band is one run of bins; in the FFT's own order, those at the carrier are two.
+        self._roll = config.n_fft // 2 if config.two_sided else 0
+        self._bins = bank.shape[1]
+        rolled = np.roll(bank, self._roll, axis=1)
+        used = rolled > 0.0
+        self._first = used.argmax(axis=1)
+        self._stop = self._bins - used[:, ::-1].argmax(axis=1)
+        runs = zip(rolled, self._first, self._stop, strict=True)
+        self._weights = np.concatenate([weights[first:stop] for weights, first, stop in runs])
+        self._offset = np.float32(config.log_offset)
+        # Compiling takes a second: now, and not when the first samples wait.
+        self(np.zeros(config.n_fft, np.complex64), np.empty((1, config.n_mels), np.float32))
+
+    def __call__(self, samples: NDArray[np.complex64], out: NDArray[np.float32]) -> None:
+        flat = np.ascontiguousarray(samples).view(np.float32)
+        for start in range(0, len(out), self._batch):
+            powers = out[start : start + self._batch]
+            count = len(powers)
+            self._kernels.weigh(flat[start * self._step :], self._step, self._window, self._weighted[:count])
+            self._fft()
+            self._kernels.band_power(
+                self._spectra,
+                count,
+                self._bins,
+                self._roll,
+                self._first,
+                self._stop,
+                self._weights,
+                self._offset,
+                powers,
+            )

@@ -7,6 +7,8 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
+from localize_core.features.kernels import fast_kernels
+
 FLOOR_DBFS = -200.0
 """Level of silence."""
 
@@ -39,9 +41,11 @@ def zero_unusable(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
 
     Any shape, contiguous in its last axis. Returns the argument itself where there is nothing to replace.
     """
-    usable = np.abs(samples.view(np.float32)) <= USABLE_LIMIT
-    if usable.all():
+    parts = samples.view(np.float32)
+    # Most often all are usable, which two passes tell without a copy; NaN is neither.
+    if parts.size == 0 or (parts.max() <= USABLE_LIMIT and parts.min() >= -USABLE_LIMIT):
         return samples
+    usable = np.abs(parts) <= USABLE_LIMIT
     return np.where(usable[..., 0::2] & usable[..., 1::2], samples, np.complex64(0))
 
 
@@ -53,18 +57,29 @@ def sample_quality(samples: NDArray[np.complex64]) -> tuple[NDArray[np.float32],
     unusable samples counted as zeros; and flags, int32, (n_frames, receivers): INVALID (a sample is NaN or infinite),
     SILENT (every sample is zero), SATURATED (1 % of the samples or more have a part at full scale).
     """
-    magnitude = np.abs(np.ascontiguousarray(samples).view(np.float32))
-    largest = magnitude.max(axis=-1)
+    kernels = fast_kernels()
+    samples = np.ascontiguousarray(samples)
+    largest, power = (_plain_power if kernels is None else kernels.frame_power)(samples.view(np.float32))
     invalid = ~(largest <= USABLE_LIMIT)
     silent = largest == 0.0
     saturated = np.zeros_like(silent)
-    if invalid.any():
+    suspect = invalid | (largest >= FULL_SCALE)
+    if suspect.any():
+        magnitude = np.abs(samples[suspect].view(np.float32))
         bad = ~(magnitude <= USABLE_LIMIT)
         magnitude[np.repeat(bad[..., 0::2] | bad[..., 1::2], 2, axis=-1)] = 0.0
-    if (largest >= FULL_SCALE).any() or invalid.any():
         clipped = magnitude >= FULL_SCALE
-        saturated = (clipped[..., 0::2] | clipped[..., 1::2]).mean(axis=-1) >= SATURATED_FRACTION
-    power = np.square(magnitude, out=magnitude).sum(axis=-1) / np.float32(samples.shape[-1])
+        saturated[suspect] = (clipped[..., 0::2] | clipped[..., 1::2]).mean(axis=-1) >= SATURATED_FRACTION
+        power[suspect] = np.square(magnitude, out=magnitude).sum(axis=-1)
+    power = power / np.float32(samples.shape[-1])
     levels = 10.0 * np.log10(np.maximum(power, np.float32(10.0 ** (FLOOR_DBFS / 10.0))))
     flags = invalid * SampleFlag.INVALID + silent * SampleFlag.SILENT + saturated * SampleFlag.SATURATED
     return np.ascontiguousarray(levels.T, np.float32), np.ascontiguousarray(flags.T, np.int32)
+
+
+def _plain_power(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Largest magnitude of a part and summed power of every frame, parts in the last axis."""
+    magnitude = np.abs(parts)
+    largest = magnitude.max(axis=-1)
+    with np.errstate(over="ignore"):
+        return largest, np.square(magnitude, out=magnitude).sum(axis=-1)

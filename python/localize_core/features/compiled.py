@@ -1,0 +1,249 @@
+"""Transforms planned by FFTW and loops compiled by Numba. They leave the interpreter alone while they run.
+
+Needs the packages of the extra `fast`; see `kernels.fast_kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import pyfftw
+from numpy.typing import NDArray
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _jit(function: F) -> F:
+    """Compiled at its first call, and kept on disk for the next process.
+
+    Products and sums may become one rounding (contract); nothing else of floating point is given up.
+    """
+    return _compiled(function, {"contract"})
+
+
+def _sum_jit(function: F) -> F:
+    """The same where sums may be added in another order, always the same one."""
+    return _compiled(function, {"contract", "reassoc"})
+
+
+def _compiled(function: F, fastmath: set[str]) -> F:
+    try:
+        return numba.njit(function, cache=True, nogil=True, fastmath=fastmath)
+    except RuntimeError:  # no place to keep it: a read-only installation, and no home
+        return numba.njit(function, nogil=True, fastmath=fastmath)
+
+
+class PlannedFft:
+    """Transforms along the last axis of an array of fixed shape, `input` to `output`.
+
+    `real`: of real samples, float32, to bins 0 .. n / 2; else complex64 to complex64.
+
+    FFTW estimates its plan instead of measuring: a measured one differs from process to process, and so would the last
+    digits of all that is made of it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, real: bool = False) -> None:
+        half = (*shape[:-1], shape[-1] // 2 + 1)
+        self.input: NDArray[Any] = pyfftw.zeros_aligned(shape, np.float32 if real else np.complex64)
+        self.output: NDArray[np.complex64] = pyfftw.empty_aligned(half if real else shape, np.complex64)
+        self._plan = pyfftw.FFTW(self.input, self.output, flags=("FFTW_ESTIMATE",))
+
+    def __call__(self) -> None:
+        """Transform what `input` holds, unnormalised. `input` stays as it is."""
+        self._plan.execute()
+
+
+def frame_power(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Largest magnitude of a part and summed power of every frame, parts in the last axis."""
+    flat = parts.reshape(-1, parts.shape[-1])
+    largest, power = np.empty(len(flat), np.int32), np.empty(len(flat), np.float32)
+    _frame_power(flat, flat.view(np.int32), largest, power)
+    return largest.view(np.float32).reshape(parts.shape[:-1]), power.reshape(parts.shape[:-1])
+
+
+def energy(parts: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum of squares over the last axis, in double precision."""
+    total = np.empty(parts.shape[:-1])
+    for index in np.ndindex(*parts.shape[:-1]):
+        total[index] = _sum_of_squares(parts[index])
+    return total
+
+
+@_jit
+def _sum_of_squares(values: Any) -> float:
+    total = 0.0
+    for start in range(0, values.size, 256):  # single precision adds few numbers well
+        total += _energy(values[start : start + 256])
+    return total
+
+
+@_jit
+def _frame_power(parts: Any, bits: Any, largest: Any, power: Any) -> None:
+    """`largest`: as the bits of a float32; of numbers without sign they are in the same order, NaN above all."""
+    size = parts.shape[1]
+    for frame in range(parts.shape[0]):
+        greatest = np.int32(0)
+        row = bits[frame]
+        for k in range(size):
+            greatest = max(greatest, row[k] & np.int32(0x7FFFFFFF))
+        largest[frame] = greatest
+        power[frame] = _sum_of_squares(parts[frame])
+
+
+@_sum_jit
+def _energy(values: Any) -> Any:
+    total = np.float32(0.0)
+    for k in range(values.size):
+        total += values[k] * values[k]
+    return total
+
+
+@_jit
+def weigh(samples: Any, step: int, window: Any, out: Any) -> None:
+    """Frames times their window: row i of `out` from samples[i * step:], all flat float32."""
+    size = window.size
+    for row in range(out.shape[0]):
+        # Slices, not computed indices: those could be negative as far as the compiler knows, and stay scalar.
+        values, weighted = samples[row * step : row * step + size], out[row]
+        for k in range(size):
+            weighted[k] = values[k] * window[k]
+
+
+@_jit
+def _square(spectrum: Any, out: Any) -> None:
+    """|x|^2 of complex values as flat float32."""
+    for k in range(out.size):
+        out[k] = spectrum[2 * k] * spectrum[2 * k] + spectrum[2 * k + 1] * spectrum[2 * k + 1]
+
+
+@_jit
+def band_power(
+    spectra: Any, count: int, bins: int, roll: int, first: Any, stop: Any, weights: Any, offset: Any, out: Any
+) -> None:
+    """Power of `count` spectra in each band, plus `offset`.
+
+    `spectra`: complex values as float32, (frames, 2 n_fft), of which the first `bins` count. Band m holds the bins
+    first[m] to stop[m] - 1 of the powers rolled by `roll`; `weights` holds those of all bands, one after the other.
+    `out`: float32, (count, bands). Sums run over the bins in their order, whatever `count` is.
+    """
+    power = np.empty((8, bins), np.float32)
+    last = count - 1
+    for frame in range(0, count, 8):
+        for row in range(8):
+            spectrum, powers = spectra[min(frame + row, last)], power[row]
+            _square(spectrum[: 2 * (bins - roll)], powers[roll:])
+            _square(spectrum[2 * (bins - roll) : 2 * bins], powers[:roll])
+        # Eight frames at a time keep both of a core's multipliers busy: each sum has to wait for itself.
+        p0, p1, p2, p3, p4, p5, p6, p7 = power[0], power[1], power[2], power[3], power[4], power[5], power[6], power[7]
+        o0, o1, o2, o3 = out[frame], out[min(frame + 1, last)], out[min(frame + 2, last)], out[min(frame + 3, last)]
+        o4, o5, o6 = out[min(frame + 4, last)], out[min(frame + 5, last)], out[min(frame + 6, last)]
+        o7 = out[min(frame + 7, last)]
+        index = 0
+        for band in range(first.size):
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = offset
+            for k in range(first[band], stop[band]):
+                weight = weights[index]
+                index += 1
+                s0 += weight * p0[k]
+                s1 += weight * p1[k]
+                s2 += weight * p2[k]
+                s3 += weight * p3[k]
+                s4 += weight * p4[k]
+                s5 += weight * p5[k]
+                s6 += weight * p6[k]
+                s7 += weight * p7[k]
+            # From the last one on: frames beyond the end stand for the last, which is written once more.
+            o7[band], o6[band], o5[band], o4[band] = s7, s6, s5, s4
+            o3[band], o2[band], o1[band], o0[band] = s3, s2, s1, s0
+
+
+@_jit
+def gather_cross(
+    cores: Any,
+    wholes: Any,
+    first: Any,
+    second: Any,
+    count: int,
+    two_sided: bool,
+    empty_bin: Any,
+    before: int,
+    n_padded: int,
+    taps: Any,
+    step: int,
+    out: Any,
+) -> None:
+    """Cross spectra cores[first] * conj(wholes[second]) of each pair, gathered as `lags.LagGrid` has it.
+
+    `cores`, `wholes`: complex values as float32, (receivers, frames, 2 bins), of which the first `count` frames count.
+    `empty_bin`: 0 for spectra as they are, over the transform's size; else PHAT: bins with more than this part of the
+    mean magnitude get magnitude 1 over their number, the others 0. `out`: complex64, (frames, pairs, sums).
+    """
+    n_bins = cores.shape[2] // 2
+    half = n_bins // 2 if two_sided else n_bins - 1
+    start = before + half if two_sided else before  # where bin 0 goes
+    re, im = np.zeros(n_padded, np.float32), np.zeros(n_padded, np.float32)
+    size = np.float32(2 * half)
+    for frame in range(count):
+        for pair in range(first.size):
+            core, whole = cores[first[pair], frame], wholes[second[pair], frame]
+            if two_sided:
+                _cross(core[: 2 * half], whole[: 2 * half], re[start:], im[start:])
+                _cross(core[2 * half :], whole[2 * half :], re[before:], im[before:])
+            else:
+                _cross(core, whole, re[start:], im[start:])
+            used_re, used_im = re[before : before + n_bins], im[before : before + n_bins]
+            if empty_bin > 0.0:
+                _whiten(used_re, used_im, empty_bin, two_sided)
+            else:
+                _scale(used_re, used_im, np.float32(1.0) / size)
+            if two_sided:
+                # Half of the bin at half the sample rate belongs to each end of the spectrum.
+                re[before] *= np.float32(0.5)
+                im[before] *= np.float32(0.5)
+                re[before + n_bins], im[before + n_bins] = re[before], im[before]
+            else:
+                _scale(used_re[1:half], used_im[1:half], np.float32(2.0))
+            sums = out[frame, pair]
+            for q in range(out.shape[2]):
+                here = slice(q * step, q * step + taps.size)
+                sums[q] = complex(_dot(taps, re[here]), _dot(taps, im[here]))
+
+
+@_jit
+def _cross(core: Any, whole: Any, re: Any, im: Any) -> None:
+    for k in range(core.size // 2):
+        re[k] = core[2 * k] * whole[2 * k] + core[2 * k + 1] * whole[2 * k + 1]
+        im[k] = core[2 * k + 1] * whole[2 * k] - core[2 * k] * whole[2 * k + 1]
+
+
+@_jit
+def _scale(re: Any, im: Any, factor: Any) -> None:
+    for k in range(re.size):
+        re[k] *= factor
+        im[k] *= factor
+
+
+@_jit
+def _whiten(re: Any, im: Any, empty_bin: Any, two_sided: bool) -> None:
+    magnitude = np.sqrt(re * re + im * im)
+    limit = empty_bin * magnitude.mean()
+    count = 0
+    for k in range(re.size):
+        # One-sided, each bin but the ends stands for two.
+        count += (2 if not two_sided and 0 < k < re.size - 1 else 1) * (magnitude[k] > limit)
+    each = np.float32(1.0 / max(count, 1))
+    for k in range(re.size):
+        factor = each / magnitude[k] if magnitude[k] > limit else np.float32(0.0)
+        re[k] *= factor
+        im[k] *= factor
+
+
+@_sum_jit
+def _dot(taps: Any, values: Any) -> Any:
+    total = np.float32(0.0)
+    for k in range(taps.size):
+        total += taps[k] * values[k]
+    return total
