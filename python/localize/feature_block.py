@@ -14,6 +14,11 @@ from . import tags
 from .guard import guarded
 
 
+BUFFERED_SAMPLES = 1 << 16
+"""Samples of each input, and frames made of them, that a block in a hurry takes at a time: what comes on top of the
+frames themselves, in Python, is small beside them then. GNU Radio's own buffers would hold an eighth of it."""
+
+
 class feature_block(gr.decim_block):
     """Complex streams to feature frames, one per `hop` samples, on every output.
 
@@ -29,11 +34,20 @@ class feature_block(gr.decim_block):
         self._feature = feature
         self._announced: MelSpectrogram | CrossCorrelation | None = None
         self._n_inputs, self._n_outputs = n_inputs, n_outputs
+        self._many = -(-BUFFERED_SAMPLES // config.hop)
         self.set_history(max(config.n_fft - config.hop, 0) + 1)
+        self.set_min_output_buffer(2 * self._many)
+        self.set_output_multiple(self._many)
         self.set_tag_propagation_policy(gr.TPP_DONT)
 
     def start(self) -> bool:
+        # The multiple was for the buffers, which are there by now; frames go out as they come.
+        self.set_output_multiple(1)
         self._announced = None
+        return True
+
+    def stop(self) -> bool:
+        self.set_output_multiple(self._many)  # a flowgraph that starts again makes new buffers
         return True
 
     def _frames(self, feature: Any, samples: np.ndarray) -> Any:
@@ -48,7 +62,8 @@ class feature_block(gr.decim_block):
     def work(self, input_items: Any, output_items: Any) -> int:
         feature, n_frames = self._feature, len(output_items[0])
         n_fft, hop = feature.config.n_fft, feature.config.hop
-        samples = np.stack(input_items)
+        # One stream is taken where it lies.
+        samples = input_items[0][None] if self._n_inputs == 1 else np.stack(input_items)
         oldest, newest = max(hop - n_fft, 0), max(n_fft - hop, 0)
         frames = self._frames(feature, samples[:, oldest : oldest + (n_frames - 1) * hop + n_fft])
         for output, values in zip(output_items, frames, strict=True):

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pmt
 from gnuradio import gr
+from localize_core.cache.settings import cache_settings
+from localize_core.engine.frame_values import FrameValues
 from localize_core.engine.history import History
 from localize_core.engine.locator import WindowContext
 from localize_core.engine.windows import Window, WindowAssembler
@@ -47,7 +49,9 @@ class onnx_inference(gr.sync_block):
     what the flowgraph was drawn for, 0 for whatever the contract says.
 
     `registry`, `poll_s`, `fallback`, `deadline_ms`, `max_in_flight`: see ServingSettings; `challenger` and what follows
-    it: ChallengerSettings; `threads` to `arena`: SessionSettings. They mean nothing beside an engine.
+    it: ChallengerSettings; `threads` to `arena`: SessionSettings. `cache`: whether answers are kept for windows that
+    come again: "off", "auto" for requests and streams that wait, "on" for live ones too; `cache_redis`: address of a
+    Redis that keeps them as well. All these mean nothing beside an engine.
 
     Messages: commands on `control`, requests on `pdus`, the challenger's fixes on `shadow`.
 
@@ -89,6 +93,8 @@ class onnx_inference(gr.sync_block):
         strict_providers: bool = False,
         optimisation: str = "all",
         arena: bool = True,
+        cache: str = "auto",
+        cache_redis: str = "",
     ) -> None:
         if not station:
             raise ConfigError("station: must not be empty, fixes carry it")
@@ -114,7 +120,13 @@ class onnx_inference(gr.sync_block):
                 challenger={**beside, "experiment": experiment} if challenger else None,
                 session={**session, "optimisation": optimisation, "arena": arena},
             )
-            self.engine = Engine(settings, station=station, min_confidence=min_confidence, probability=probability)
+            self.engine = Engine(
+                settings,
+                station=station,
+                min_confidence=min_confidence,
+                probability=probability,
+                cache=cache_settings(cache, cache_redis),
+            )
         self.contract = self.engine.contract
         _check_ports(self.contract, n_channels, rows)
         channels, rows = len(self.contract.channels), self.contract.rows
@@ -157,6 +169,9 @@ class onnx_inference(gr.sync_block):
         self._warmup = 0
         self._assembler.restart(0)
         self._unaligned = np.zeros(len(self.contract.receivers), np.int32)
+        receivers = len(self.contract.receivers)
+        self._levels = FrameValues(receivers, np.nan, np.float32, lambda _, new: new)
+        self._flags = FrameValues(receivers, 0, np.int32, np.bitwise_or)
         self._times: History[tuple[int, float]] = History()
         self._frequencies: History[float] = History()
         self._alignments: History[Alignment] = History()
@@ -304,22 +319,25 @@ class onnx_inference(gr.sync_block):
     def _quality(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Levels and flags of the next frames out of the tags of all inputs, (count, receivers)."""
         index = {receiver.name: k for k, receiver in enumerate(self.contract.receivers)}
-        everyone = list(index.values())
-        level_db = np.full((count, len(everyone)), np.nan, np.float32)
-        flags = np.zeros((count, len(everyone)), np.int32)
         read: set[str] = set()
         for port, channel in enumerate(self.contract.channels):
             # A correlation block writes all receivers' quality on each of its outputs: once is enough.
             if channel.feature == "cross_correlation" and channel.feature in read:
                 continue
             read.add(channel.feature)
-            of = [index[name] for name in channel.receivers] if channel.feature == "log_mel" else everyone
+            names = channel.receivers if channel.feature == "log_mel" else tuple(index)
+            of = [index[name] for name in names]
             first = self.nitems_read(port)
             for tag in self.get_tags_in_range(port, first, first + count):
-                if pmt.eq(tag.key, tags.LEVELS) and _holds(pmt.is_f32vector, tag.value, len(of)):
-                    level_db[tag.offset - first, of] = pmt.f32vector_elements(tag.value)
-                elif pmt.eq(tag.key, tags.FLAGS) and _holds(pmt.is_s32vector, tag.value, len(of)):
-                    flags[tag.offset - first, of] |= np.array(pmt.s32vector_elements(tag.value), np.int32)
+                if pmt.eq(tag.key, tags.LEVELS):
+                    kept, rows = self._levels, tags.levels_from_pmt(tag.value, len(of))
+                elif pmt.eq(tag.key, tags.FLAGS):
+                    kept, rows = self._flags, tags.flags_from_pmt(tag.value, len(of))
+                else:
+                    continue
+                if rows is not None:
+                    kept.add(tag.offset - first, rows, of)
+        level_db, flags = self._levels.take(count), self._flags.take(count)
         # time_align repeats this flag more rarely than some frames come, and decides it once.
         self._unaligned |= np.bitwise_or.reduce(flags, axis=0, initial=0) & int(SampleFlag.UNALIGNED)
         return level_db, flags | self._unaligned
@@ -373,10 +391,6 @@ class onnx_inference(gr.sync_block):
         if self._live and self.dropped != self._reported_drops:
             self._reported_drops = self.dropped
             self.engine.notify()
-
-
-def _holds(is_kind: Callable[[Any], bool], value: Any, length: int) -> bool:
-    return is_kind(value) and pmt.length(value) == length
 
 
 def _check_ports(contract: Contract, n_channels: int, rows: int) -> None:

@@ -137,16 +137,28 @@ def incoming_flags(block: Any, n_receivers: int, n_frames: int, hop: int) -> np.
 
 
 def write_quality(block: Any, n_outputs: int, levels_dbfs: np.ndarray, flags: np.ndarray) -> None:
-    """`localize_levels` on each of the next frames of every output, `localize_flags` where one is set.
+    """`localize_levels` on the first of the next frames of every output, `localize_flags` on the first with one set.
 
-    `levels_dbfs`, `flags`: (n_frames, n_receivers), as `sample_quality` returns them.
+    `levels_dbfs`, `flags`: (n_frames, n_receivers), as `sample_quality` returns them. A tag holds for as many frames as
+    it has values for: one for each frame would cost more than the frames themselves.
     """
-    n_receivers, first, add = levels_dbfs.shape[1], block.nitems_written(0), block.add_item_tag
-    tags = [
-        (i, LEVELS, pmt.init_f32vector(n_receivers, levels)) for i, levels in enumerate(levels_dbfs.tolist(), first)
-    ]
-    for index in np.flatnonzero(flags.any(axis=1)).tolist():
-        tags.append((first + index, FLAGS, pmt.init_s32vector(n_receivers, flags[index].tolist())))
-    for output in range(n_outputs):
-        for offset, key, value in tags:
-            add(output, offset, key, value)
+    write(block, n_outputs, 0, LEVELS, pmt.init_f32vector(levels_dbfs.size, levels_dbfs.ravel().tolist()))
+    flagged = np.flatnonzero(flags.any(axis=1))
+    if flagged.size:
+        said = flags[flagged[0] : flagged[-1] + 1]
+        write(block, n_outputs, int(flagged[0]), FLAGS, pmt.init_s32vector(said.size, said.ravel().tolist()))
+
+
+def levels_from_pmt(value: Any, n_receivers: int) -> np.ndarray | None:
+    """Levels of consecutive frames, float32 (n_frames, n_receivers), of a `localize_levels` tag; None if it is none."""
+    return _rows(pmt.f32vector_elements(value), n_receivers, np.float32) if pmt.is_f32vector(value) else None
+
+
+def flags_from_pmt(value: Any, n_receivers: int) -> np.ndarray | None:
+    """Flags of consecutive frames, int32 (n_frames, n_receivers), of a `localize_flags` tag; None if it is none."""
+    return _rows(pmt.s32vector_elements(value), n_receivers, np.int32) if pmt.is_s32vector(value) else None
+
+
+def _rows(elements: Any, columns: int, dtype: type) -> np.ndarray | None:
+    values = np.array(elements, dtype)
+    return values.reshape(-1, columns) if values.size and values.size % columns == 0 else None

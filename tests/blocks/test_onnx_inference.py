@@ -184,7 +184,7 @@ CHANGING: list[Tag] = [
 
 def stripped(fixes: Sequence[Fix]) -> list[Fix]:
     """Without what differs from run to run."""
-    return [replace(fix, inference_time_ms=0.0, latency_ms=0.0, stream="") for fix in fixes]
+    return [replace(fix, inference_time_ms=0.0, latency_ms=0.0, stream="", cache_hit=False) for fix in fixes]
 
 
 def test_tags_hold_from_their_frame_on_however_the_stream_is_cut(model, contract):
@@ -246,7 +246,8 @@ GARBAGE = [
     pmt.make_tuple(pmt.from_uint64(1), pmt.from_double(float("nan"))),
     pmt.make_tuple(pmt.from_uint64(2**63), pmt.from_double(0.0)),
     pmt.init_f32vector(5, [0.0] * 5),
-    pmt.init_s32vector(7, [1] * 7),
+    pmt.init_u8vector(7, [1] * 7),
+    pmt.init_s32vector(0, []),
     pmt.to_pmt({"warmup_frames": "many"}),
     pmt.to_pmt({"gaps_filled": -1}),
 ]
@@ -275,6 +276,7 @@ def test_a_block_that_runs_again_begins_anew(model, contract):
     second, statuses = run(block, numbered(contract, 21), found)
     assert len(first) == 4
     assert stripped(second) == stripped(first)
+    assert [fix.cache_hit for fix in first + second] == [False] * 4 + [True] * 4
     assert statuses[0]["state"] == "ready"
 
 
@@ -401,8 +403,27 @@ def test_status_names_the_model(model, contract):
         "model": "tiny",
         "version": "1",
         "sha256": block.engine.info()["arms"]["champion"]["serving"]["sha256"],
+        "cache": {"hits": 0, "misses": 0, "net_benefit_ms": 0.0, "state": "ready"},
         "dropped": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("live", "parameters", "hits"),
+    [
+        (False, {}, [False, True, True, True]),
+        (False, {"cache": "off"}, [False] * 4),
+        (True, {}, [False] * 4),
+        (True, {"cache": "on"}, [False, True, True, True]),
+    ],
+)
+def test_windows_that_come_again(model, contract, live, parameters, hits):
+    block = localize.onnx_inference(model, time_steps=5, live=live, **parameters)
+    again = np.tile(numbered(contract, 5), (1, 4, 1))
+    fixes, _ = run(block, again)
+    block.finish(10.0)
+    assert [fix.cache_hit for fix in fixes] == hits[: len(fixes)]  # the end of a live stream cuts the last ones off
+    assert len({fix.position for fix in fixes}) <= 1
 
 
 @pytest.mark.parametrize(
@@ -415,6 +436,8 @@ def test_status_names_the_model(model, contract):
         ({"time_steps": 4, "window_hop": -1}, "window_hop=-1"),
         ({"time_steps": 4, "min_confidence": 1.5}, r"min_confidence=1\.5"),
         ({"time_steps": 4, "probability": 0.0}, r"probability=0\.0"),
+        ({"time_steps": 4, "cache": "maybe"}, "cache='maybe': must be one of off, auto, on"),
+        ({"time_steps": 4, "cache_redis": "localhost"}, "cache_redis='localhost': wanted redis://"),
         ({"time_steps": 4, "station": ""}, "station: must not be empty"),
         ({"time_steps": 4, "contract": "/nowhere.json"}, r"contract=/nowhere\.json: cannot be read"),
     ],
