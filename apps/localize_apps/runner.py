@@ -77,6 +77,9 @@ class StationGraph(gr.top_block):
 
     def __init__(self, station: Station, listener: _Listener, *, duration_s: float | None, live: bool) -> None:
         gr.top_block.__init__(self, station.station.name, catch_exceptions=False)
+        if live:  # a stream paced to real time with a set end waits, but is no replay
+            cache = station.cache.model_copy(update={"replay": station.cache.live})
+            station = station.model_copy(update={"cache": cache})
         self.localizer = localize.localizer(
             station,
             n_receivers=len(station.receiver),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gnuradio import gr
+from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.errors import ConfigError
 from localize_core.model.store import compiled_model_path
 from localize_core.serving.engine import Engine
@@ -26,7 +27,8 @@ class localizer(gr.hier_block2):
     a contract. `n_receivers` must be that of the station. `align`: put the streams on a common time grid first, by
     their `rx_time` tags. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0
     take the station's, and so do a `min_confidence` and a `probability` of None (0.5 and 0.95 without a station).
-    `name`: the station's name in fixes, its own if empty.
+    `name`: the station's name in fixes, its own if empty. `cache` and `cache_redis`, where empty: the station's, or
+    without one "auto" and no Redis.
 
     Raises ConfigError, ModelError or SourceError before the flowgraph starts.
     """
@@ -42,6 +44,8 @@ class localizer(gr.hier_block2):
         probability: float | None = None,
         live: bool = False,
         name: str = "",
+        cache: str = "",
+        cache_redis: str = "",
     ) -> None:
         gr.hier_block2.__init__(
             self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
@@ -53,10 +57,11 @@ class localizer(gr.hier_block2):
                     update={"model": station.model.model_copy(update={"probability": probability})}
                 )
             name = name or station.station.name
+            kept = _cache(station.cache, cache, cache_redis)
             settings = station.model
             plan = plan_station(station) if "compiled" in (settings.uri, settings.fallback) else None
             compiled = None if plan is None else compiled_model_path(plan.spec)
-            engine = _engine(settings, name, min_confidence, compiled=compiled)
+            engine = _engine(settings, name, min_confidence, kept, compiled=compiled)
             if plan is not None and settings.uri == "compiled":
                 frames = plan.time_steps, plan.window_hop
             else:
@@ -66,7 +71,7 @@ class localizer(gr.hier_block2):
             settings = make_settings(ModelTable, uri=source)
             if probability is not None:
                 settings = settings.model_copy(update={"probability": probability})
-            engine = _engine(settings, name, min_confidence)
+            engine = _engine(settings, name, min_confidence, cache_settings(cache or "auto", cache_redis))
         self._station_confidence = settings.min_confidence
         contract = engine.contract
         wanted = len(contract.receivers)
@@ -125,8 +130,25 @@ class localizer(gr.hier_block2):
         return next((block.failure for block in self.blocks if block.failure is not None), None)
 
 
+def _cache(station: CacheSettings, cache: str, redis: str) -> CacheSettings | None:
+    """A station's settings with what the block's parameters say otherwise."""
+    if not cache and not redis:
+        return station
+    wanted = cache_settings(cache or "auto", redis)
+    if wanted is None:
+        return None
+    named = {"redis"} if redis else set()
+    named |= {"live", "replay", "requests"} if cache else set()
+    return station.model_copy(update=wanted.model_dump(include=named))
+
+
 def _engine(
-    settings: ModelTable, station: str, min_confidence: float | None, *, compiled: Path | None = None
+    settings: ModelTable,
+    station: str,
+    min_confidence: float | None,
+    cache: CacheSettings | None,
+    *,
+    compiled: Path | None = None,
 ) -> Engine:
     return Engine(
         settings,
@@ -134,4 +156,5 @@ def _engine(
         station=station,
         min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
         probability=settings.probability,
+        cache=cache,
     )

@@ -40,7 +40,8 @@ def requests_from_pmt(message: Any) -> list[Request]:
     """The requests of a PDU, or of a vector of PDUs. What is wrong with one request is left for its answer.
 
     A PDU is a pair of a metadata dict and a uniform vector: float32 for features, complex64 for samples. Metadata:
-    `id`; `receivers`, names; `stream`; `rx_time` and `rx_freq` as in stream tags. Raises ConfigError for anything else.
+    `id`; `receivers`, names; `stream`; `rx_time` and `rx_freq` as in stream tags; `cache`, false where an answer that
+    was given before will not do. Raises ConfigError for anything else.
     """
     if pmt.is_vector(message) and not pmt.is_uniform_vector(message):
         return [_request(pmt.vector_ref(message, index)) for index in range(pmt.length(message))]
@@ -64,6 +65,7 @@ def _request(message: Any) -> Request:
         stream=_text(field("stream")) or "requests",
         start=tags.time_from_pmt(field("rx_time")),
         frequency_hz=tags.frequency_from_pmt(field("rx_freq")),
+        cache=not pmt.is_false(field("cache")),
     )
 
 

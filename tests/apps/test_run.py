@@ -222,6 +222,27 @@ def test_a_status_listener_hears_of_the_model(station):
     assert statuses[0]["model"] == "compiled-one"
 
 
+def test_a_simulation_that_runs_again_is_answered_by_redis(folder, start_redis):
+    """Two processes, which have nothing in common but that; a run in real time infers all the same."""
+    write(folder, "[publish]", f'[cache]\nredis = "{start_redis().url}"\n[publish]')
+    found = []
+    for pace in (["--fast"], ["--fast"], []):
+        done = call("run", "station.toml", "--json", "--duration", "1.05", *pace)
+        assert (done.returncode, done.stderr) == (0, "")
+        found.append([fix_from_json(line) for line in done.stdout.splitlines()])
+    assert [[fix.cache_hit for fix in fixes] for fixes in found] == [[False] * 10, [True] * 10, [False] * 10]
+    assert [fix.position for fix in found[0]] == [fix.position for fix in found[1]]
+
+
+def test_a_station_whose_redis_is_away_runs(folder):
+    write(folder, "[publish]", '[cache]\nredis = "redis://user:hunter2@127.0.0.1:9"\n[publish]')
+    done = call("run", "station.toml", "--fast", "--json", "--duration", "1.05")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 10
+    assert "Redis is not asked until it is well again" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
 # what cannot run
 
 

@@ -283,6 +283,16 @@ def test_time_of_a_request():
     assert (request.id, request.receivers, request.stream) == ("", None, "requests")
 
 
+def test_requests_that_want_no_answer_from_before(make_version, run):
+    running = run(inference(make_version(1), live=True))
+    for n, wanted in enumerate((True, True, False)):
+        meta = pmt.dict_add(pmt.make_dict(), pmt.intern("id"), pmt.intern(str(n)))
+        meta = meta if wanted else pmt.dict_add(meta, pmt.intern("cache"), pmt.PMT_F)
+        running.ask(pmt.cons(meta, features()))
+    found = answers(running, 3)
+    assert [found[str(n)].cache_hit for n in range(3)] == [False, True, False]
+
+
 # a challenger
 
 

@@ -104,6 +104,25 @@ def test_what_the_station_file_says_of_fixes_holds_in_flowgraphs_too(model_cache
     assert own.engine.min_confidence == 0.8
 
 
+@pytest.mark.parametrize(
+    ("table", "parameters", "serves", "redis"),
+    [
+        ("", {}, (False, True, True), None),
+        ("live = true\nreplay = false", {}, (True, False, True), None),
+        ("live = true\nreplay = false", {"cache": "auto"}, (False, True, True), None),
+        ('redis = "redis://there"', {"cache": "on"}, (True, True, True), "redis://there"),
+        ("requests = false", {"cache_redis": "redis://here"}, (False, True, False), "redis://here"),
+    ],
+)
+def test_whose_word_on_the_cache_counts(table, parameters, serves, redis, model_cache):
+    station = parse_station(STATION.replace("[scene]", f"[cache]\n{table}\n[scene]"), folder=Path())
+    engine = localize.localizer(station, n_receivers=4, **parameters).engine
+    settings = engine._cache_settings
+    assert (settings.live, settings.replay, settings.requests) == serves
+    assert settings.redis == redis
+    assert localize.localizer(station, n_receivers=4, cache="off").engine.info()["cache"] is None
+
+
 class tagged_source(gr.sync_block):
     """Samples with `rx_time` twice a second unless `timed` is False, and their number."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from localize_core.cache.settings import CacheSettings, without_password
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
@@ -216,7 +217,7 @@ class Station(_Table):
     model: ModelTable = ModelTable()
     publish: PublishTable = PublishTable()
     control: ControlTable | None = None
-    cache: _Table = Field(_Table(), description="no keys yet")
+    cache: CacheSettings = CacheSettings()
     metrics: _Table = Field(_Table(), description="no keys yet")
     scene: SceneConfig | None = None
 
@@ -265,7 +266,7 @@ def _describe(error: ValidationError, data: dict[str, Any]) -> str:
     for item in error.errors():
         key = _key(item["loc"], data)
         given = item.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+        shown = f" (given: {without_password(repr(given))})" if isinstance(given, (str, int, float, bool)) else ""
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"unknown key{_hint(item['loc'])}"
@@ -308,7 +309,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "zmq": ZmqTable,
     "file": FileTable,
     "control": ControlTable,
-    "cache": _Table,
+    "cache": CacheSettings,
     "metrics": _Table,
     "scene": SceneConfig,
 }

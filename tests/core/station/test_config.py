@@ -145,6 +145,15 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),
+    ("[cache]", "live", [True, False], ["maybe"]),
+    ("[cache]", "replay", [True, False], [5]),
+    ("[cache]", "requests", [True, False], [5]),
+    ("[cache]", "ttl_s", [1, 2_592_000], [0, -1, 2_592_001]),
+    ("[cache]", "max_items", [1, 100_000_000], [0, -1]),
+    ("[cache]", "max_bytes", [1200, 1 << 30], [1199]),
+    ("[cache]", "redis", ["redis://localhost:6379/0", "rediss://a:b@host"], ["localhost", "redis://h?timeout=5", ""]),
+    ("[cache]", "timeout_ms", [0.5, 100.0], [0.0, 101.0, "nan"]),
+    ("[cache]", "prefix", ["", "site:"], [5]),
     ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
     ("[publish.zmq]", "high_water_mark", [1], [0]),
     ("[publish.zmq]", "linger_ms", [0], [-1]),
@@ -184,7 +193,7 @@ def test_values_out_of_range_are_named(table, key, value):
 def test_every_key_has_a_range_or_a_reason():
     """A new key is to be listed above."""
     tested = {(table.strip("[]"), key) for table, key, _, _ in GOOD_AND_BAD}
-    for name in ("station", "area", "features", "propagation", "model"):
+    for name in ("station", "area", "features", "propagation", "model", "cache"):
         table = Station.model_fields[name].annotation
         assert table is not None
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
@@ -211,6 +220,18 @@ def test_every_key_has_a_range_or_a_reason():
 def test_an_unknown_key_is_named(table, path):
     with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
         parse(with_table(table, 'colour = "red"'))
+
+
+def test_answers_are_kept_unless_streams_are_live():
+    cache = parse(MINIMAL).cache
+    assert (cache.live, cache.replay, cache.requests, cache.redis) == (False, True, True, None)
+
+
+def test_passwords_are_not_repeated():
+    with pytest.raises(ConfigError, match=r"cache\.redis") as raised:
+        parse(with_table("[cache]", 'redis = "redis://station:hunter2@host/zero"'))
+    assert "hunter2" not in str(raised.value)
+    assert "redis://station:…@host/zero" in str(raised.value)
 
 
 def test_receivers_without_a_source_are_for_flowgraphs():
