@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
 from localize_apps.runner import run_station
+from localize_benchmarks.machine import resident_mib
+from localize_benchmarks.turns import per_second, rates, ratio
 from localize_core.engine.locator import WindowContext
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
@@ -45,17 +45,6 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 BATCH = 100
-
-
-def rates(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, np.ndarray]:
-    """Windows a second of each, by round. They take short turns: the machine's own pace changes within seconds."""
-    found = {name: np.empty(rounds) for name in ways}
-    for index in range(rounds):
-        for name, way in ways.items():
-            began_s = time.perf_counter()
-            count = way()
-            found[name][index] = count / (time.perf_counter() - began_s)
-    return found
 
 
 def speed(path: Path, rounds: int, windows: int) -> dict[str, float]:
@@ -104,14 +93,16 @@ def speed(path: Path, rounds: int, windows: int) -> dict[str, float]:
     def predicted() -> int:
         return len(engine.predict(requests))
 
-    found = rates({"bare": bare, "engine": served, "worker": queued}, rounds)
-    batched = rates({"bare": bare_batch, "requests": predicted}, max(rounds // 5, 3))
+    single = {"bare": bare, "engine": served, "worker": queued}
+    found = rates({name: per_second(way) for name, way in single.items()}, rounds)
+    many_at_a_time = {"bare": bare_batch, "requests": predicted}
+    batched = rates({name: per_second(way) for name, way in many_at_a_time.items()}, max(rounds // 5, 3))
     return {
         "bare_windows_per_s": float(np.median(found["bare"])),
-        "engine": float(np.median(found["engine"] / found["bare"])),
-        "worker": float(np.median(found["worker"] / found["bare"])),
+        "engine": ratio(found, "engine", "bare"),
+        "worker": ratio(found, "worker", "bare"),
         "bare_batch_windows_per_s": float(np.median(batched["bare"])),
-        "requests": float(np.median(batched["requests"] / batched["bare"])),
+        "requests": ratio(batched, "requests", "bare"),
     }
 
 
@@ -124,10 +115,6 @@ def write_version(template: Path, path: Path, version: int) -> None:
     draft = path.with_suffix(".draft")
     onnx.save(model, draft)
     draft.replace(path)
-
-
-def resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def swaps(count: int, pause_s: float) -> dict[str, float]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("localize_apps.evaluate", "Hold a model against the truth, baselines and the Cramér–Rao bound."),
     "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),
     "models": ("localize_apps.models", "Register, promote, roll back and look at models."),
+    "bench": ("localize_apps.bench", "Measure speed on this machine, beside its peers."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),
 }
 
@@ -54,7 +55,7 @@ class LazyGroup(click.Group):
             command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package in ("localize_apps", "localize_core"):
+            if package in ("localize_apps", "localize_benchmarks", "localize_core"):
                 raise
             raise ConfigError(
                 f"{cmd_name} needs the package {package}: `gr-localize doctor` says how to get it"

@@ -22,12 +22,13 @@ PACKAGES = {
     "gnuradio/localize": ROOT / "python" / "localize",
     "localize_core": ROOT / "python" / "localize_core",
     "localize_apps": ROOT / "apps" / "localize_apps",
+    "localize_benchmarks": ROOT / "benchmarks",
 }
 FILES = {
     f"{name}/{file.relative_to(folder)}"
     for name, folder in PACKAGES.items()
     for file in folder.rglob("*")
-    if file.is_file() and "__pycache__" not in file.parts
+    if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".sh"
 }
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("gr-localize", "pyproject.toml", "setup.py", "README.md", "constraints.txt", "python", "apps", "grc")
+PARTS = (
+    "gr-localize",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+    "constraints.txt",
+    "python",
+    "apps",
+    "benchmarks",
+    "grc",
+)
 # what every Debian has, as far as the launcher uses it
 BASE_SYSTEM = (
     *("bash", "cat", "cut", "dirname", "env", "flock", "id", "ln", "mkdir", "mv", "readlink", "rm", "sed"),
