@@ -164,8 +164,8 @@ def notes(found: Iterable[Found]) -> Iterator[str]:
             yield f"{each.benchmark}: {each.what}{peer}: {each.note}"
 
 
-def markdown(machine: Mapping[str, Any], found: Iterable[Found]) -> str:
-    """Machine, tables and notes for a page."""
+def markdown(machine: Mapping[str, Any], found: Iterable[Found], pictures: Sequence[str] = ()) -> str:
+    """Machine, tables, notes and pictures (paths as the page has them) for a page."""
     found = list(found)
     lines = [machine_line(machine), ""]
     for columns, rows in ((COLUMNS, _rows(found)), (GROWTH_COLUMNS, _growth_rows(found))):
@@ -173,6 +173,8 @@ def markdown(machine: Mapping[str, Any], found: Iterable[Found]) -> str:
             lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
             lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows] + [""]
     lines += [f"- {note}" for note in notes(found)]
+    for picture in pictures:
+        lines += ["", f"![{PICTURES[picture.rpartition('_')[2].partition('.')[0]]}]({picture})"]
     return "\n".join(lines).rstrip() + "\n"
 
 

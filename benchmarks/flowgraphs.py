@@ -35,7 +35,7 @@ WINDOW = N_FFT * STEPS
 WINDOWS_PER_S = 100.0
 RATE_HZ = WINDOW * WINDOWS_PER_S
 ROWS = 64
-CHUNK = WINDOW // 8
+CHUNK = N_FFT
 SIDE, LARGE_SIDE, LARGE_S = 96, 320, 0.02
 """Of the matrices that a padded model multiplies, which stay in a core's cache; large ones for models that take longer
 than that, which would have thousands of layers."""

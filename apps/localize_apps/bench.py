@@ -33,6 +33,8 @@ from rich.console import Console
 
 BEGIN, END = "<!-- figures: gr-localize bench --markdown -->", "<!-- end of figures -->"
 BUSY_LOAD = 0.5
+FILE_WIDTH = 150
+"""Columns of tables where no terminal says how many it has."""
 
 
 def run_benchmark(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -154,6 +156,8 @@ def command(
     os.environ.setdefault("GR_CONF_LOG_LOG_LEVEL", "warn")
     lines: list[dict[str, Any]] = []
     for line in read_figures(before) if before is not None else _measured(names, Settings(rounds, seconds), as_json):
+        if line.get("benchmark", names[0]) not in names:
+            continue
         lines.append(line)
         if as_json:
             click.echo(to_json(line))
@@ -161,14 +165,17 @@ def command(
     found: list[Found] = [figure_from_dict(line) for line in lines if line["figure"] != "machine"]
     if not as_json:
         console = Console()
-        console.print(machine_line(machine), highlight=False)
+        if not console.is_terminal:
+            console = Console(width=FILE_WIDTH)
+        console.print(machine_line(machine), highlight=False, soft_wrap=True)
         for table in tables(found):
             console.print(table)
         for note in notes(found):
-            console.print(note, highlight=False, markup=False)
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
+    pictures = [] if folder is None or draw is None else list(draw(found, folder))
+    for path in pictures:
+        click.echo(f"drawn: {path}", err=True)
     if page is not None:
-        write_markdown(page, markdown(machine, found))
-    if folder is not None and draw is not None:
-        for path in draw(found, folder):
-            click.echo(f"drawn: {path}", err=True)
+        places = [Path(os.path.relpath(path, page.parent)).as_posix() for path in pictures]
+        write_markdown(page, markdown(machine, found, places))
     return 0

@@ -217,6 +217,9 @@ def test_earlier_figures_as_table_page_and_pictures(
 def test_earlier_figures_come_out_as_they_went_in(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--json", "--from", str(earlier)]) == 0
     assert capsys.readouterr().out == earlier.read_text()
+    assert main(["bench", "--json", "--from", str(earlier), "--only", "latency"]) == 0
+    kept = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("benchmark") for line in kept] == [None, "latency"]
 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"figure": "measured"}', "", "[]"])
