@@ -110,6 +110,13 @@ def absent(benchmark: str, peers: Mapping[str, str]) -> Iterator[Missing]:
             yield Missing(benchmark, module, f"pip install {distribution}")
 
 
+PICTURES = {
+    "rates": "Rates over those of peers, on a logarithmic scale",
+    "growth": "Time over what grows, with the powers fitted",
+    "latency": "Percentiles of latency beside their goals",
+}
+"""What the pictures performance_*.png show."""
+
 COLUMNS = ("what", "measured", "peer", "ratio", "goal", "verdict")
 
 

@@ -28,6 +28,7 @@ from localize_benchmarks.machine import Busy
 MODEL_S = 0.002
 GOALS_MS = {"P50": 4, "P95": 10, "P99": 25}
 RECEIVERS = (1, 4)
+LEAST_FIXES = 50
 WARM_S = 1.0
 """Left out at the start: threads wake for the first time, the subscriber connects."""
 
@@ -51,8 +52,9 @@ def _measure(settings: Settings, n_receivers: int) -> Iterator[Found]:
         try:
             wait_until(lambda: graph.inference.published > 0, "the first fix")
             time.sleep(WARM_S)
-            first, busy = len(graph.source.stamps_s), Busy()
+            first, busy, before = len(graph.source.stamps_s), Busy(), graph.inference.published
             time.sleep(settings.seconds)
+            wait_until(lambda: graph.inference.published >= before + LEAST_FIXES, f"{LEAST_FIXES} fixes")
             own, others = busy.cores()
             graph.inference.finish(5.0)
             wait_until(lambda: sink.sent + sink.dropped >= graph.inference.published, "the last fix")

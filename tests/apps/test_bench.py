@@ -212,6 +212,7 @@ def test_earlier_figures_as_table_page_and_pictures(
     assert "1.02 ± 0.01" in written
     names = {"performance_rates.png", "performance_growth.png", "performance_latency.png"}
     assert {each.name for each in pictures.iterdir()} == names
+    assert all(f"](pictures/{name})" in written for name in names)
 
 
 def test_earlier_figures_come_out_as_they_went_in(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
