@@ -41,8 +41,8 @@ class cross_correlation(feature_block):
         feature = CrossCorrelation(config)
         feature_block.__init__(self, "cross_correlation", feature, n_inputs=n_receivers, n_outputs=len(config.pairs))
 
-    def _frames(self, feature: CrossCorrelation, samples: np.ndarray) -> np.ndarray:
-        return feature(samples)
+    def _frames(self, feature: CrossCorrelation, samples: np.ndarray, outputs: list[np.ndarray]) -> None:
+        feature.into(samples, outputs)
 
     @property
     def config(self) -> CorrelationConfig:

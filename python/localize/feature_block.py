@@ -13,10 +13,9 @@ from localize_core.features.quality import sample_quality
 from . import tags
 from .guard import guarded
 
-
-BUFFERED_SAMPLES = 1 << 16
+BUFFERED_SAMPLES = 1 << 17
 """Samples of each input, and frames made of them, that a block in a hurry takes at a time: what comes on top of the
-frames themselves, in Python, is small beside them then. GNU Radio's own buffers would hold an eighth of it."""
+frames themselves, in Python, is small beside them then. GNU Radio's own buffers would hold a sixteenth of it."""
 
 
 class feature_block(gr.decim_block):
@@ -36,7 +35,6 @@ class feature_block(gr.decim_block):
         self._n_inputs, self._n_outputs = n_inputs, n_outputs
         self._many = -(-BUFFERED_SAMPLES // config.hop)
         self.set_history(max(config.n_fft - config.hop, 0) + 1)
-        self.set_min_output_buffer(2 * self._many)
         self.set_output_multiple(self._many)
         self.set_tag_propagation_policy(gr.TPP_DONT)
 
@@ -50,8 +48,8 @@ class feature_block(gr.decim_block):
         self.set_output_multiple(self._many)  # a flowgraph that starts again makes new buffers
         return True
 
-    def _frames(self, feature: Any, samples: np.ndarray) -> Any:
-        """Frames of `samples`, (inputs, m), for each output: (n_frames, rows)."""
+    def _frames(self, feature: Any, samples: np.ndarray, outputs: list[np.ndarray]) -> None:
+        """Frames of `samples`, (inputs, m), into each output, (n_frames, rows)."""
         raise NotImplementedError
 
     def _rebuild(self, config: Any) -> None:
@@ -65,9 +63,7 @@ class feature_block(gr.decim_block):
         # One stream is taken where it lies.
         samples = input_items[0][None] if self._n_inputs == 1 else np.stack(input_items)
         oldest, newest = max(hop - n_fft, 0), max(n_fft - hop, 0)
-        frames = self._frames(feature, samples[:, oldest : oldest + (n_frames - 1) * hop + n_fft])
-        for output, values in zip(output_items, frames, strict=True):
-            output[:] = values
+        self._frames(feature, samples[:, oldest : oldest + (n_frames - 1) * hop + n_fft], output_items)
         new = samples[:, newest : newest + n_frames * hop].reshape(self._n_inputs, n_frames, hop)
         levels_dbfs, flags = sample_quality(new)
         flags |= tags.incoming_flags(self, self._n_inputs, n_frames, hop)

@@ -47,8 +47,8 @@ class mel_spectrogram(feature_block):
         )
         feature_block.__init__(self, "mel_spectrogram", MelSpectrogram(config), n_inputs=1, n_outputs=1)
 
-    def _frames(self, feature: MelSpectrogram, samples: np.ndarray) -> list[np.ndarray]:
-        return [feature(samples[0])]
+    def _frames(self, feature: MelSpectrogram, samples: np.ndarray, outputs: list[np.ndarray]) -> None:
+        feature.into(samples[0], outputs[0])
 
     @property
     def config(self) -> MelConfig:

@@ -80,16 +80,26 @@ def _sum_of_squares(values: Any) -> float:
     return total
 
 
+def largest(parts: NDArray[np.float32]) -> np.float32:
+    """Largest magnitude of all, NaN if there is one."""
+    bits: NDArray[np.int32] = np.array([_largest(parts.view(np.int32))], np.int32)
+    return bits.view(np.float32)[0]
+
+
+@_jit
+def _largest(bits: Any) -> Any:
+    """Bits of the largest float32, given all of them: of numbers without sign they are in the same order, NaN above."""
+    found = np.int32(0)
+    for k in range(bits.size):
+        found = max(found, bits[k] & np.int32(0x7FFFFFFF))
+    return found
+
+
 @_jit
 def _frame_power(parts: Any, bits: Any, largest: Any, power: Any) -> None:
-    """`largest`: as the bits of a float32; of numbers without sign they are in the same order, NaN above all."""
-    size = parts.shape[1]
+    """`largest`: as the bits of a float32."""
     for frame in range(parts.shape[0]):
-        greatest = np.int32(0)
-        row = bits[frame]
-        for k in range(size):
-            greatest = max(greatest, row[k] & np.int32(0x7FFFFFFF))
-        largest[frame] = greatest
+        largest[frame] = _largest(bits[frame])
         power[frame] = _sum_of_squares(parts[frame])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -164,11 +164,16 @@ class CrossCorrelation:
             raise ConfigError(
                 f"samples of shape {samples.shape}: must be ({config.n_receivers}, m), a row per receiver"
             )
-        if samples.shape[1] < config.n_fft:
-            return np.empty((len(config.pairs), 0, config.n_lags), np.float32)
+        n_frames = max((samples.shape[1] - config.n_fft) // config.hop + 1, 0)
+        result = np.empty((len(config.pairs), n_frames, config.n_lags), np.float32)
+        if n_frames:
+            self.into(samples, result)
+        return result
+
+    def into(self, samples: NDArray[np.complex64], out: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
+        """The same, written to `out`: for each pair an array with a row for every full frame, one at least."""
+        config, batch = self.config, self._sums.batch
         frames = sliding_window_view(zero_unusable(samples), config.n_fft, axis=-1)[:, :: config.hop]
-        result = np.empty((len(config.pairs), frames.shape[1], config.n_lags), np.float32)
-        batch = self._sums.batch
         with self._busy:
             for start in range(0, frames.shape[1], batch):
                 part = slice(start, start + batch)
@@ -176,8 +181,7 @@ class CrossCorrelation:
                 core_norm, lag_norm = self._norms(values, empty_below)
                 sums = self._sums(values)
                 for pair, (i, j) in enumerate(config.pairs):
-                    result[pair, part] = self._coefficients(sums[pair], core_norm[i] * lag_norm[j - 1])
-        return result
+                    out[pair][part] = self._coefficients(sums[pair], core_norm[i] * lag_norm[j - 1])
 
     def _prepared(
         self, frames: NDArray[np.complex64]

@@ -16,17 +16,15 @@ VARIABLE = "LOCALIZE_KERNELS"
 CHOICES = ("auto", "numpy", "compiled")
 
 
+@functools.cache
 def fast_kernels() -> ModuleType | None:
     """`features.compiled`, or None for NumPy and SciPy alone.
 
     The environment variable LOCALIZE_KERNELS decides: `auto` (default) takes what is installed, `numpy` never the
-    compiled loops, `compiled` insists on them. Raises ConfigError for another value, or where it insists in vain.
+    compiled loops, `compiled` insists on them. It is read once. Raises ConfigError for another value, or where it
+    insists in vain.
     """
-    return _kernels(os.environ.get(VARIABLE, "auto"))
-
-
-@functools.cache
-def _kernels(choice: str) -> ModuleType | None:
+    choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
         raise ConfigError(f"{VARIABLE}={choice!r}: must be one of {', '.join(CHOICES)}")
     if choice == "numpy":

@@ -247,13 +247,17 @@ class MelSpectrogram:
         `samples`: complex64, (m,); NaN and infinite ones count as zeros. Returns float32, (n_frames, n_mels), frame i
         from samples [i * hop, i * hop + n_fft). A frame's values do not depend on the other frames of the call.
         """
-        config = self.config
-        n_frames = max((samples.size - config.n_fft) // config.hop + 1, 0)
-        result = np.empty((n_frames, config.n_mels), np.float32)
+        n_frames = max((samples.size - self.config.n_fft) // self.config.hop + 1, 0)
+        result = np.empty((n_frames, self.config.n_mels), np.float32)
         if n_frames:
-            with self._busy:
-                self._powers(zero_unusable(samples), result)
-        return np.log(result, out=result)
+            self.into(samples, result)
+        return result
+
+    def into(self, samples: NDArray[np.complex64], out: NDArray[np.float32]) -> None:
+        """The same, written to `out`, which is contiguous and has a row for every full frame, one at least."""
+        with self._busy:
+            self._powers(zero_unusable(samples), out)
+        np.log(out, out=out)
 
 
 class _PlainPowers:

@@ -42,8 +42,15 @@ def zero_unusable(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
     Any shape, contiguous in its last axis. Returns the argument itself where there is nothing to replace.
     """
     parts = samples.view(np.float32)
-    # Most often all are usable, which two passes tell without a copy; NaN is neither.
-    if parts.size == 0 or (parts.max() <= USABLE_LIMIT and parts.min() >= -USABLE_LIMIT):
+    # Most often all are usable, which is told without a copy; NaN is below no limit.
+    kernels = fast_kernels()
+    if parts.size == 0:
+        return samples
+    if kernels is not None and parts.ndim == 1:
+        all_usable = kernels.largest(parts) <= USABLE_LIMIT
+    else:
+        all_usable = parts.max() <= USABLE_LIMIT and parts.min() >= -USABLE_LIMIT
+    if all_usable:
         return samples
     usable = np.abs(parts) <= USABLE_LIMIT
     return np.where(usable[..., 0::2] & usable[..., 1::2], samples, np.complex64(0))
@@ -60,21 +67,23 @@ def sample_quality(samples: NDArray[np.complex64]) -> tuple[NDArray[np.float32],
     kernels = fast_kernels()
     samples = np.ascontiguousarray(samples)
     largest, power = (_plain_power if kernels is None else kernels.frame_power)(samples.view(np.float32))
-    invalid = ~(largest <= USABLE_LIMIT)
-    silent = largest == 0.0
-    saturated = np.zeros_like(silent)
-    suspect = invalid | (largest >= FULL_SCALE)
+    flags = np.zeros(largest.shape, np.int32)
+    suspect = ~((largest < FULL_SCALE) & (largest > 0.0))
     if suspect.any():
         magnitude = np.abs(samples[suspect].view(np.float32))
         bad = ~(magnitude <= USABLE_LIMIT)
         magnitude[np.repeat(bad[..., 0::2] | bad[..., 1::2], 2, axis=-1)] = 0.0
         clipped = magnitude >= FULL_SCALE
-        saturated[suspect] = (clipped[..., 0::2] | clipped[..., 1::2]).mean(axis=-1) >= SATURATED_FRACTION
+        saturated = (clipped[..., 0::2] | clipped[..., 1::2]).mean(axis=-1) >= SATURATED_FRACTION
+        flags[suspect] = (
+            bad.any(axis=-1) * int(SampleFlag.INVALID)
+            + (largest[suspect] == 0.0) * int(SampleFlag.SILENT)
+            + saturated * int(SampleFlag.SATURATED)
+        )
         power[suspect] = np.square(magnitude, out=magnitude).sum(axis=-1)
     power = power / np.float32(samples.shape[-1])
     levels = 10.0 * np.log10(np.maximum(power, np.float32(10.0 ** (FLOOR_DBFS / 10.0))))
-    flags = invalid * SampleFlag.INVALID + silent * SampleFlag.SILENT + saturated * SampleFlag.SATURATED
-    return np.ascontiguousarray(levels.T, np.float32), np.ascontiguousarray(flags.T, np.int32)
+    return np.ascontiguousarray(levels.T, np.float32), np.ascontiguousarray(flags.T)
 
 
 def _plain_power(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -33,7 +33,11 @@ def numpy_only(monkeypatch):
     def make(factory):
         with monkeypatch.context() as patch:
             patch.setenv(kernels.VARIABLE, "numpy")
-            return factory()
+            kernels.fast_kernels.cache_clear()
+            try:
+                return factory()
+            finally:
+                kernels.fast_kernels.cache_clear()
 
     return make
 
@@ -178,6 +182,7 @@ def test_insisting_on_compiled_loops_says_what_is_missing():
 
 def test_unknown_choice_is_an_error(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "gpu")
+    kernels.fast_kernels.cache_clear()
     with pytest.raises(ConfigError, match="LOCALIZE_KERNELS='gpu': must be one of auto, numpy, compiled"):
         kernels.fast_kernels()
 
