@@ -174,6 +174,25 @@ def test_second_start_does_nothing_but_start(ready_clone: Path, tmp_path: Path) 
     assert done.stdout.startswith("gr-localize, version")
 
 
+def test_tests_bring_their_redis_server_and_go_on_without(ready_clone: Path, machine: Path, tmp_path: Path) -> None:
+    launcher = ready_clone / "gr-localize"
+    install_program(machine, "redis-server", "exit 0")
+    install_program(machine, "sudo", '"$@"')
+    assert start(launcher, "test", "--version", **OFFLINE).returncode == 0
+    (machine / "redis-server").unlink()
+
+    done = start(launcher, "test", "--version", PATH=str(machine), PYTHONPATH=OFFLINE["PYTHONPATH"])
+    assert done.returncode == 0
+    assert "going on without redis-server: its tests are skipped" in done.stderr
+
+    asked = tmp_path / "asked"
+    install_program(machine, "apt-get", f'echo "$@" >> "{asked}"')
+    done = start(launcher, "test", "--version", PATH=str(machine), PYTHONPATH=OFFLINE["PYTHONPATH"])
+    assert done.returncode == 0, done.stderr
+    assert "pytest" in done.stdout
+    assert asked.read_text().splitlines()[-1].endswith(" redis-server")
+
+
 def test_arguments_and_exit_code_pass_through(ready_clone: Path) -> None:
     done = start(ready_clone / "gr-localize", "doctor", "--no such", PYTHONPATH=OFFLINE["PYTHONPATH"])
     assert done.returncode == 2
