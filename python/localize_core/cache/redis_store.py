@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 1.0
 """How long opening a connection may take; that happens in a thread of its own."""
+WRITE_S = 0.2
+"""For an answer to a write: nobody waits for it."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0
 """Between two tries to reach Redis: the first pause, and the longest."""
 FAILURES = 3
@@ -256,8 +258,7 @@ class RedisStore:
         try:
             connection.connect()
             _checked(self._asked(connection, ("MGET", f"{self._prefix}probe")), 1)
-            # There is no public way: while it connects, TLS and log-in may take longer than an answer.
-            connection._sock.settimeout(self._timeout_s)
+            _wait_for(connection, self._timeout_s)
         except Exception as error:  # besides its own, whatever the client makes of garbage
             self._not_connected(connection, error)
             return
@@ -329,6 +330,7 @@ class RedisStore:
     def _carried_out(self, connection: Any, commands: Sequence[_Command]) -> Exception | None:
         """The last refusal of a server that works otherwise, None where it took all."""
         refused: Exception | None = None
+        _wait_for(connection, WRITE_S)
         connection.send_packed_command(connection.pack_commands(commands))
         for _ in commands:
             try:
@@ -337,6 +339,7 @@ class RedisStore:
                 refused = error
                 with self._changed:
                     self._errors += 1
+        _wait_for(connection, self._timeout_s)
         return refused
 
 
@@ -350,6 +353,11 @@ def _maker(url: str) -> Callable[[], Any]:
     kind = values.pop("connection_class", Connection)
     values |= {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S, "protocol": 2}
     return partial(kind, **values, retry=Retry(NoBackoff(), 0), health_check_interval=0)
+
+
+def _wait_for(connection: Any, timeout_s: float) -> None:
+    """How long it may take until more comes over a connection: connecting may take longer than an answer."""
+    connection._sock.settimeout(timeout_s)  # there is no public way
 
 
 def _checked(values: Any, count: int) -> list[bytes | None]:
