@@ -31,6 +31,7 @@ FULL_S = 1.0
 START_S, CLOSE_S = 0.2, 0.5
 """How long a start waits for the first connection, and a close for the writes that wait."""
 MAX_CONNECTIONS = 16
+UNCONNECTED = "not connected yet"
 MAX_WRITES = 1024
 """That may wait."""
 WRITES_AT_ONCE = 64
@@ -71,6 +72,7 @@ class RedisStore:
         self._writes: deque[_Command] = deque()
         self._writing = False
         self._full_until_s = 0.0
+        self._refuses = False
         self._because: str | None = "closed"
         self._pause_s = self._try_at_s = 0.0
         self._opening: Any | None = None
@@ -84,7 +86,7 @@ class RedisStore:
         with self._changed:
             if self._thread is not None:
                 return
-            self._closed, self._because = False, "not connected yet"
+            self._closed, self._because = False, UNCONNECTED
             self._pause_s = self._try_at_s = 0.0
             self._thread = threading.Thread(target=self._run, name="localize-redis", daemon=True)
             self._thread.start()
@@ -291,8 +293,10 @@ class RedisStore:
     def _put_off(self, error: Exception) -> None:
         """Ask nobody until a try, after a pause, has had an answer. Needs the lock."""
         because = str(error)[:200] or type(error).__name__
-        if because != self._because:
+        if self._because in (None, UNCONNECTED):
             log.warning("Redis is not asked until it is well again: %s", because)
+        elif because != self._because:
+            log.info("Redis is still not asked: %s", because)
         self._because = because
         self._drop_writes()
         self._pause_s = min(max(2.0 * self._pause_s, FIRST_PAUSE_S), LAST_PAUSE_S)
@@ -323,8 +327,10 @@ class RedisStore:
         with self._changed:
             self._writing = False
             if refused is not None:
-                log.warning("Redis refuses to keep answers: %s", refused)
+                if not self._refuses:
+                    log.warning("Redis refuses to keep answers: %s", refused)
                 self._full_until_s = time.monotonic() + FULL_S
+            self._refuses = refused is not None
             self._changed.notify_all()
 
     def _carried_out(self, connection: Any, commands: Sequence[_Command]) -> Exception | None:
