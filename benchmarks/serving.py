@@ -77,7 +77,9 @@ def speed(path: Path, rounds: int, windows: int) -> dict[str, float]:
     def queued() -> int:
         fixes: list[Fix] = []
         worker = InferenceWorker(
-            lambda job, _: engine.begin(window, job), lambda conclude: fixes.append(conclude()), policy="block"
+            lambda jobs, _: engine.begin([window] * len(jobs), jobs),
+            lambda conclude: fixes.extend(conclude()),
+            policy="block",
         )
         worker.start()
         for sequence in range(windows):

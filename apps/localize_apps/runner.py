@@ -214,8 +214,8 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
         log.warning("reload: only [model] takes effect while the station runs; the rest takes a restart")
     if wanted.model.probability != station.model.probability:
         log.warning("reload: model.probability takes a restart")
-    if wanted.model.max_in_flight != station.model.max_in_flight:
-        log.warning("reload: how many windows are answered at a time takes a restart")
+    if (wanted.model.max_in_flight, wanted.model.queue) != (station.model.max_in_flight, station.model.queue):
+        log.warning("reload: how many windows wait and are answered at a time takes a restart")
 
     def tell(done: Future[None]) -> None:
         error = done.exception()

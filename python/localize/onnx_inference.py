@@ -17,7 +17,7 @@ from localize_core.engine.frame_values import FrameValues
 from localize_core.engine.history import History
 from localize_core.engine.locator import WindowContext
 from localize_core.engine.windows import Window, WindowAssembler
-from localize_core.engine.worker import InferenceWorker
+from localize_core.engine.worker import InferenceWorker, QueueState
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
@@ -35,6 +35,10 @@ from .pmt_codec import fix_to_pmt
 MAX_BATCHES = 16
 """Messages with requests that may wait."""
 
+REPORT_S = 1.0
+"""From one status about lost windows to the next."""
+NO_QUEUE = QueueState(0, 0, 0, 0, 0, 0.0)
+
 _Job = tuple[Window, WindowContext]
 
 
@@ -49,9 +53,10 @@ class onnx_inference(gr.sync_block):
     what the flowgraph was drawn for, 0 for whatever the contract says.
 
     `registry`, `poll_s`, `fallback`, `deadline_ms`, `max_in_flight`: see ServingSettings; `challenger` and what follows
-    it: ChallengerSettings; `threads` to `arena`: SessionSettings. `cache`: whether answers are kept for windows that
-    come again: "off", "auto" for requests and streams that wait, "on" for live ones too; `cache_redis`: address of a
-    Redis that keeps them as well. All these mean nothing beside an engine.
+    it: ChallengerSettings; `threads` to `arena`: SessionSettings; `queue_windows` to `max_delay_ms`: QueueSettings.
+    `cache`: whether answers are kept for windows that come again: "off", "auto" for requests and streams that wait,
+    "on" for live ones too; `cache_redis`: address of a Redis that keeps them as well. All these mean nothing beside an
+    engine.
 
     Messages: commands on `control`, requests on `pdus`, the challenger's fixes on `shadow`.
 
@@ -93,6 +98,10 @@ class onnx_inference(gr.sync_block):
         strict_providers: bool = False,
         optimisation: str = "all",
         arena: bool = True,
+        queue_windows: int = 8,
+        drop: str = "oldest",
+        max_batch: int = 8,
+        max_delay_ms: float = 0.0,
         cache: str = "auto",
         cache_redis: str = "",
     ) -> None:
@@ -119,6 +128,12 @@ class onnx_inference(gr.sync_block):
                 max_in_flight=max_in_flight,
                 challenger={**beside, "experiment": experiment} if challenger else None,
                 session={**session, "optimisation": optimisation, "arena": arena},
+                queue={
+                    "windows": queue_windows,
+                    "drop": drop,
+                    "max_batch": max_batch,
+                    "max_delay_ms": max_delay_ms,
+                },
             )
             self.engine = Engine(
                 settings,
@@ -141,6 +156,8 @@ class onnx_inference(gr.sync_block):
             self.message_port_register_in(port)
             self.set_msg_handler(port, handler)
         self.engine.prepare(time_steps)
+        self.engine.observe("dropped", lambda: self.dropped)
+        self.engine.observe("windows", lambda: self.windows)
         self._steps = self.engine.time_steps
         self._assembler = WindowAssembler(
             channels,
@@ -153,7 +170,7 @@ class onnx_inference(gr.sync_block):
         self._station = station
         self._unit = stream or station  # the random name of a stream would change its arm at each start
         self._stream = stream or uuid.uuid4().hex[:8]
-        self._worker: InferenceWorker[_Job, Callable[[], Fix]] | None = None
+        self._worker: InferenceWorker[_Job, Callable[[], list[Fix]]] | None = None
         self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
         self._publishing = threading.Lock()
         self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
@@ -162,8 +179,9 @@ class onnx_inference(gr.sync_block):
     def _reset(self) -> None:
         """As before the first frame: a flowgraph that is started again counts its items from zero."""
         self.published = 0
-        self._reported_drops = 0
+        self._reported_drops, self._reported_s = 0, 0.0
         self._finishing = False
+        self._cut_off = 0
         self._sequence = 0
         self._frames = 0
         self._warmup = 0
@@ -182,8 +200,25 @@ class onnx_inference(gr.sync_block):
 
     @property
     def dropped(self) -> int:
-        """Windows that were lost because inference was slow."""
-        return self._worker.dropped if self._worker is not None else 0
+        """Windows that were lost."""
+        return sum(self.windows["dropped"].values())
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """What has become of the stream's windows: offered = served + dropped + waiting + answering.
+
+        `age_ms`: of the oldest that waits. `dropped` by stage: `queue`, inference was slow; `end`, they came while the
+        stream was being ended.
+        """
+        state = self._worker.state if self._worker is not None else NO_QUEUE
+        return {
+            "offered": state.offered + self._cut_off,
+            "served": state.served,
+            "waiting": state.waiting,
+            "answering": state.answering,
+            "age_ms": state.age_s * 1e3,
+            "dropped": {"queue": state.dropped, "end": self._cut_off},
+        }
 
     def finish(self, timeout_s: float) -> None:
         """Take no more windows and wait until those taken are answered: for a live stream that is about to be cut."""
@@ -194,12 +229,18 @@ class onnx_inference(gr.sync_block):
     def start(self) -> bool:
         self.failure = None
         self._reset()
+        queue = self.engine.settings.queue
         self.engine.start(on_status=self._publish_status, on_shadow=self._publish_shadow, live=self._live)
         self._worker = InferenceWorker(
             self._answer,
             self._conclude,
-            policy="drop-oldest" if self._live else "block",
+            policy="block" if not self._live else "drop-oldest" if queue.drop == "oldest" else "drop-newest",
+            capacity=queue.windows,
             threads=self.engine.settings.max_in_flight if self.engine.is_remote else 1,
+            # Which windows are answered together is a matter of chance, and with it the last digits of their fixes:
+            # those of recordings are the same every time.
+            max_batch=queue.max_batch if self._live else 1,
+            max_delay_s=queue.max_delay_ms / 1e3 if self._live else 0.0,
         )
         self._worker.start()
         self._requests = InferenceWorker(
@@ -253,14 +294,19 @@ class onnx_inference(gr.sync_block):
         else:
             self._malformed_burst = False
 
-    def _answer(self, job: _Job, dropped: int) -> Callable[[], Fix]:
-        window, context = job
-        return self.engine.begin(window, replace(context, dropped=context.dropped + dropped) if dropped else context)
+    def _answer(self, jobs: Sequence[_Job], dropped: Sequence[int]) -> Callable[[], list[Fix]]:
+        contexts = [
+            replace(context, dropped=context.dropped + lost) if lost else context
+            for (_, context), lost in zip(jobs, dropped, strict=True)
+        ]
+        return self.engine.begin([window for window, _ in jobs], contexts)
 
-    def _conclude(self, conclude: Callable[[], Fix]) -> None:
-        self._publish(conclude())
+    def _conclude(self, conclude: Callable[[], list[Fix]]) -> None:
+        for fix in conclude():
+            self._publish(fix)
 
-    def _answer_requests(self, requests: list[Request], dropped: int) -> list[Fix]:
+    def _answer_requests(self, batches: Sequence[list[Request]], dropped: Sequence[int]) -> list[Fix]:
+        (requests,) = batches
         return self.engine.predict(requests)
 
     @guarded
@@ -275,7 +321,8 @@ class onnx_inference(gr.sync_block):
             self._assembler.restart(self._frames + skipped)
         for window in self._assembler.push(features[skipped:], level_db[skipped:], flags[skipped:]):
             if self._finishing:
-                break
+                self._cut_off += 1
+                continue
             self._worker.submit((window, self._context(window)))
             self._sequence += 1
         self._frames += count
@@ -385,11 +432,12 @@ class onnx_inference(gr.sync_block):
         self.message_port_pub(self.SHADOW_PORT, fix_to_pmt(fix))
 
     def _publish_status(self, status: dict[str, Any]) -> None:
-        self.message_port_pub(self.STATUS_PORT, pmt.to_pmt({**status, "dropped": self.dropped}))
+        self.message_port_pub(self.STATUS_PORT, pmt.to_pmt(status))
 
     def _report_drops(self) -> None:
-        if self._live and self.dropped != self._reported_drops:
-            self._reported_drops = self.dropped
+        """Say so where windows are lost, now and then."""
+        if self._live and self.dropped != self._reported_drops and time.monotonic() > self._reported_s + REPORT_S:
+            self._reported_drops, self._reported_s = self.dropped, time.monotonic()
             self.engine.notify()
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 class FrameValues:
     """Rows for the frames from the next one on. What nothing was said of is `blank`.
 
-    `merge`: what becomes of a value that is said twice, from the old and the new one. Holds no more than was said ahead.
+    `merge`: what becomes of a value that is said twice, from the old and the new one. Holds no more than was said
+    ahead.
     """
 
     def __init__(self, columns: int, blank: float, dtype: type, merge: Callable[..., NDArray]) -> None:

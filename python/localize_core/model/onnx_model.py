@@ -75,12 +75,16 @@ class OnnxModel:
         inputs = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in self._session.get_inputs()]
         outputs = {tensor.name: list(tensor.shape) for tensor in self._session.get_outputs()}
         self._input, self._flat = check_interface(self.contract, inputs, outputs, "tensor(float)", label=self.label)
+        self._one_by_one = inputs[0][2][0] == 1  # exported for a batch of one
 
     def run(self, features: np.ndarray) -> ModelOutput:
         """Answer a batch of normalised windows, float32 (batch, channels, rows, time_steps).
 
         Raises EngineError when ONNX Runtime fails or the answer has the wrong shape.
         """
+        if self._one_by_one and len(features) > 1:
+            answers = [self.run(features[k : k + 1]) for k in range(len(features))]
+            return ModelOutput(*(np.concatenate([getattr(each, name) for each in answers]) for name in OUTPUT_NAMES))
         fed = features[:, 0] if self._flat else features
         try:
             answers = self._session.run(list(OUTPUT_NAMES), {self._input: fed})

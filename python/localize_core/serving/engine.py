@@ -94,6 +94,7 @@ class Engine:
         self._numbering = threading.Lock()
         self._numbered = 0
         self._live = False
+        self._observed: dict[str, Callable[[], Any]] = {}
         self._on_status: OnStatus | None = None
         self._on_shadow: OnFix | None = None
         self._shadow: InferenceWorker[_Comparison, tuple[_Comparison, Fix]] | None = None
@@ -158,16 +159,22 @@ class Engine:
         for version in self._fallbacks():
             version.retire()
 
+    def observe(self, section: str, report: Callable[[], Any]) -> None:
+        """Have `status` carry what somebody else knows, such as how long a stream's windows wait."""
+        self._observed[section] = report
+
     # Answers
 
     def locate(self, window: Window, context: WindowContext) -> Fix:
         """The fix of one window of a stream. Never raises on data."""
-        return self.begin(window, context)()
+        return self.begin([window], [context])()[0]
 
-    def begin(self, window: Window, context: WindowContext) -> Callable[[], Fix]:
-        """The first half of `locate`, which takes the model; the second, in whatever thread, gives the fix."""
-        conclude = self._begun([window], [context])
-        return lambda: conclude()[0]
+    def begin(self, windows: Sequence[Window], contexts: Sequence[WindowContext]) -> Callable[[], list[Fix]]:
+        """The first half of answering windows of one stream, which takes the model; the second gives their fixes.
+
+        It may run in another thread. Neither raises on data.
+        """
+        return self._begun(windows, contexts)
 
     def predict(self, requests: Sequence[Request]) -> list[Fix]:
         """A fix for each of 1 to 100 requests, in their order and with their ids; each fails alone.
@@ -351,7 +358,8 @@ class Engine:
             self.health.report("experiment_rolled_back", reason)
             self.notify()
 
-    def _compared(self, job: _Comparison, dropped: int) -> tuple[_Comparison, Fix]:
+    def _compared(self, jobs: Sequence[_Comparison], dropped: Sequence[int]) -> tuple[_Comparison, Fix]:
+        (job,) = jobs
         window, context, _, other = job
         serving = other.acquire()
         if serving is None or other not in self._arms():
@@ -507,7 +515,7 @@ class Engine:
         return self.submit(command, **parts).result()
 
     def status(self) -> dict[str, Any]:
-        """Health, which model serves, and what the cache has brought, where there is one."""
+        """Health, which model serves, what the cache has brought, where there is one, and what others have to add."""
         version = self._champion.current or self._at_hand()
         identity = version.locator.model.identity
         return {
@@ -516,6 +524,7 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
+            **{section: report() for section, report in self._observed.items()},
         }
 
     def info(self) -> dict[str, Any]:

@@ -89,6 +89,28 @@ class ChallengerSettings(_Settings):
         return value
 
 
+class QueueSettings(_Settings):
+    """What happens to windows that come faster than the model answers."""
+
+    windows: int = Field(8, ge=1, le=10_000, description="windows that may wait")
+    drop: Literal["oldest", "newest"] = Field(
+        "oldest",
+        description="which window of a live stream goes when too many wait; streams that are not live are held back",
+    )
+    max_batch: int = Field(
+        8, ge=1, le=100, description="windows of a live stream answered together while more than one waits"
+    )
+    max_delay_ms: float = Field(
+        0.0, ge=0.0, le=10_000.0, description="that a window of a live stream is kept for others to join it"
+    )
+
+    @model_validator(mode="after")
+    def _means_something(self) -> QueueSettings:
+        if self.max_delay_ms and self.max_batch == 1:
+            raise ValueError("max_delay_ms means nothing with max_batch 1: no window can join another")
+        return self
+
+
 class ServingSettings(_Settings):
     """Where the champion comes from, how it runs, and what is tried beside it."""
 
@@ -104,6 +126,7 @@ class ServingSettings(_Settings):
     )
     deadline_ms: float = Field(200.0, gt=0.0, le=60_000.0, description="for a window at an inference server")
     max_in_flight: int = Field(8, ge=1, le=256, description="windows at an inference server at a time")
+    queue: QueueSettings = QueueSettings()
     session: SessionSettings = SessionSettings()
     challenger: ChallengerSettings | None = None
 

@@ -13,7 +13,7 @@ from localize_core.cache.settings import CacheSettings, without_password
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
-from localize_core.serving.settings import ChallengerSettings, GateSettings, ServingSettings
+from localize_core.serving.settings import ChallengerSettings, GateSettings, QueueSettings, ServingSettings
 from localize_core.simulation.scene import SceneConfig
 from localize_core.wire.endpoint import check_endpoint
 
@@ -304,6 +304,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "model": ModelTable,
     "challenger": ChallengerSettings,
     "gates": GateSettings,
+    "queue": QueueSettings,
     "session": SessionSettings,
     "publish": PublishTable,
     "zmq": ZmqTable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -53,8 +54,11 @@ def fixes() -> list[Fix]:
 
 def worker_of(locator, fixes, **options) -> InferenceWorker:
     worker = InferenceWorker(
-        lambda job, dropped: locator.locate(job[0], replace(job[1], dropped=job[1].dropped + dropped)),
-        fixes.append,
+        lambda jobs, dropped: [
+            locator.locate(window, replace(context, dropped=context.dropped + lost))
+            for (window, context), lost in zip(jobs, dropped, strict=True)
+        ],
+        fixes.extend,
         **options,
     )
     worker.start()
@@ -131,6 +135,114 @@ def test_settle_gives_up_after_its_time(locator, fixes):
     worker.stop()
 
 
+def test_drop_newest_keeps_what_waits_and_the_next_fix_says_what_was_lost(locator, fixes):
+    worker = worker_of(locator, fixes, policy="drop-newest", capacity=3)
+    worker.submit((WINDOW, context(0)))
+    assert locator.began.wait(WAIT_S)
+    for sequence in range(1, 11):
+        worker.submit((WINDOW, context(sequence)))
+    assert worker.dropped == 7
+    locator.gate.set()
+    worker.drain()
+    worker.submit((WINDOW, context(11)))
+    worker.drain()
+    assert [fix.sequence for fix in fixes] == [0, 1, 2, 3, 11]
+    assert [fix.dropped_windows for fix in fixes] == [0, 0, 0, 0, 7]
+    worker.stop()
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest", "block"])
+@pytest.mark.parametrize("max_batch", [1, 3])
+def test_offered_is_served_and_dropped_exactly(make_fix, policy, max_batch):
+    # A model that is slower than its stream by chance, with two threads and batches.
+    rng, fixes = np.random.default_rng(4), []
+
+    def answer(jobs, dropped):
+        time.sleep(float(rng.uniform(0.0, 2e-3)))
+        return [(job, lost) for job, lost in zip(jobs, dropped, strict=True)]
+
+    worker = InferenceWorker(answer, fixes.extend, policy=policy, capacity=4, threads=2, max_batch=max_batch)
+    worker.start()
+    for sequence in range(400):
+        worker.submit(sequence)
+        if sequence % 7 == 0:
+            time.sleep(1e-3)
+        state = worker.state
+        assert state.offered == state.served + state.dropped + state.waiting + state.answering == sequence + 1
+        assert state.waiting <= 4
+    worker.drain()
+    state = worker.state
+    worker.stop()
+    assert (state.offered, state.waiting, state.answering, state.age_s) == (400, 0, 0, 0.0)
+    assert len(fixes) == state.served == 400 - state.dropped
+    served = [job for job, _ in fixes]
+    assert served == sorted(served)
+    # Each fix tells of exactly those that are missing in front of it.
+    np.testing.assert_array_equal([lost for _, lost in fixes], np.diff([-1, *served]) - 1)
+
+
+def test_jobs_that_wait_are_taken_together(locator, fixes):
+    sizes: list[int] = []
+
+    def answer(jobs, dropped):
+        sizes.append(len(jobs))
+        return [locator.locate(*job) for job in jobs]
+
+    worker = InferenceWorker(answer, fixes.extend, policy="block", capacity=10, max_batch=4)
+    worker.start()
+    worker.submit((WINDOW, context(0)))
+    assert locator.began.wait(WAIT_S)
+    for sequence in range(1, 8):
+        worker.submit((WINDOW, context(sequence)))
+    locator.gate.set()
+    worker.stop()
+    assert sizes == [1, 4, 3]
+    assert [fix.sequence for fix in fixes] == list(range(8))
+
+
+def test_a_job_waits_for_others_no_longer_than_it_may(locator, fixes):
+    locator.gate.set()
+    sizes: list[int] = []
+
+    def answer(jobs, dropped):
+        sizes.append(len(jobs))
+        return [locator.locate(*job) for job in jobs]
+
+    worker = InferenceWorker(answer, fixes.extend, max_batch=3, max_delay_s=0.3)
+    worker.start()
+    began_s = time.monotonic()
+    worker.submit((WINDOW, context(0)))
+    while not fixes:
+        assert time.monotonic() < began_s + WAIT_S
+        time.sleep(0.005)
+    assert time.monotonic() - began_s >= 0.3  # alone, it waited its time
+    for sequence in (1, 2, 3):
+        worker.submit((WINDOW, context(sequence)))
+    worker.settle()
+    began_s = time.monotonic()
+    worker.submit((WINDOW, context(4)))
+    worker.drain()  # who waits for the end keeps nobody waiting
+    assert time.monotonic() - began_s < 0.3
+    worker.stop()
+    assert sizes[0] == 1
+    assert 3 in sizes
+    assert [fix.sequence for fix in fixes] == list(range(5))
+
+
+def test_the_age_of_what_waits_is_known(locator, fixes):
+    worker = worker_of(locator, fixes, capacity=3)
+    worker.submit((WINDOW, context(0)))
+    assert locator.began.wait(WAIT_S)
+    worker.submit((WINDOW, context(1)))
+    time.sleep(0.05)
+    worker.submit((WINDOW, context(2)))
+    state = worker.state
+    assert (state.waiting, state.answering) == (2, 1)
+    assert state.age_s >= 0.05
+    locator.gate.set()
+    worker.stop()
+
+
 @pytest.mark.parametrize("policy", ["block", "drop-oldest"])
 def test_a_failure_of_the_locator_reaches_the_caller(locator, fixes, policy):
     locator.fail_at = 1
@@ -175,7 +287,7 @@ def test_a_failure_of_deliver_counts_too(locator):
         raise ConfigError("nobody wants it")
 
     locator.gate.set()
-    worker = InferenceWorker(lambda job, dropped: locator.locate(*job), deliver)
+    worker = InferenceWorker(lambda jobs, dropped: locator.locate(*jobs[0]), deliver)
     worker.start()
     worker.submit((WINDOW, context(0)))
     with pytest.raises(ConfigError, match="nobody"):
@@ -183,7 +295,9 @@ def test_a_failure_of_deliver_counts_too(locator):
     worker.stop()
 
 
-@pytest.mark.parametrize("options", [{"policy": "newest"}, {"capacity": 0}])
+@pytest.mark.parametrize(
+    "options", [{"policy": "newest"}, {"capacity": 0}, {"threads": 0}, {"max_batch": 0}, {"max_delay_s": -1.0}]
+)
 def test_bad_options(locator, fixes, options):
     ((name, value),) = options.items()
     with pytest.raises(ConfigError, match=f"{name}={value!r}"):

@@ -31,6 +31,16 @@ def test_a_model_answers_a_batch(make_contract, make_model):
     assert (model.identity.name, model.identity.version) == ("tiny", "1")
 
 
+def test_a_model_exported_for_one_window_answers_batches_too(make_contract, make_model):
+    contract = make_contract(2)
+    shape = (1, 3, contract.rows, "time_steps")
+    path = make_model(contract, position=lambda means: op.gather(means, op.const(np.array([0, 1])), axis=1), shape=shape)
+    features = np.random.default_rng(0).standard_normal((3, 3, contract.rows, 5)).astype(np.float32)
+    output = OnnxModel(path).run(features)
+    np.testing.assert_allclose(output.position, features.mean(axis=(2, 3))[:, :2], atol=1e-6)
+    assert output.confidence.shape == (3, 1)
+
+
 def test_one_receiver_without_a_channel_axis(make_contract, make_model):
     contract = make_contract(1, correlation=False)
     model = OnnxModel(make_model(contract, shape=("batch", 16, "time_steps")))

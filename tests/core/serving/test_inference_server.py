@@ -55,7 +55,7 @@ def test_a_killed_server_is_bridged_and_used_again(
     assert engine.is_remote
     window, fixes = make_window(engine.contract), []
     worker: InferenceWorker[Any, Any] = InferenceWorker(
-        lambda context, dropped: engine.locate(window, context),
+        lambda contexts, dropped: engine.locate(window, contexts[0]),
         fixes.append,
         policy="block",
         threads=engine.settings.max_in_flight,
