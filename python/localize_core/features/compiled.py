@@ -171,7 +171,7 @@ def band_power(
 
 
 @_jit
-def gather_cross(
+def correlate(
     cores: Any,
     wholes: Any,
     first: Any,
@@ -183,13 +183,16 @@ def gather_cross(
     n_padded: int,
     taps: Any,
     step: int,
+    at_lags: Any,
     out: Any,
 ) -> None:
-    """Cross spectra cores[first] * conj(wholes[second]) of each pair, gathered as `lags.LagGrid` has it.
+    """Cross spectra cores[first] * conj(wholes[second]) of each pair, gathered and summed up as `lags.LagGrid` has it.
 
     `cores`, `wholes`: complex values as float32, (receivers, frames, 2 bins), of which the first `count` frames count.
     `empty_bin`: 0 for spectra as they are, over the transform's size; else PHAT: bins with more than this part of the
-    mean magnitude get magnitude 1 over their number, the others 0. `out`: complex64, (frames, pairs, sums).
+    mean magnitude get magnitude 1 over their number, the others 0. `at_lags`: real and imaginary part of the grid's
+    matrix, float32 (2, sums, lags). `out`: real and imaginary part of the correlations, float32 (2, pairs, frames,
+    lags); the real part alone where there is room for no other.
     """
     n_bins = cores.shape[2] // 2
     half = n_bins // 2 if two_sided else n_bins - 1
@@ -216,10 +219,20 @@ def gather_cross(
                 re[before + n_bins], im[before + n_bins] = re[before], im[before]
             else:
                 _scale(used_re[1:half], used_im[1:half], np.float32(2.0))
-            sums = out[frame, pair]
-            for q in range(out.shape[2]):
+            for part in range(out.shape[0]):
+                out[part, pair, frame] = np.float32(0.0)
+            for q in range(at_lags.shape[1]):
                 here = slice(q * step, q * step + taps.size)
-                sums[q] = complex(_dot(taps, re[here]), _dot(taps, im[here]))
+                sum_re, sum_im = _dot(taps, re[here]), _dot(taps, im[here])
+                _accumulate(out[0, pair, frame], sum_re, at_lags[0, q], -sum_im, at_lags[1, q])
+                if out.shape[0] > 1:
+                    _accumulate(out[1, pair, frame], sum_re, at_lags[1, q], sum_im, at_lags[0, q])
+
+
+@_jit
+def _accumulate(total: Any, a: Any, x: Any, b: Any, y: Any) -> None:
+    for k in range(total.size):
+        total[k] += a * x[k] + b * y[k]
 
 
 @_jit

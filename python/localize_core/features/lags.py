@@ -51,9 +51,8 @@ class LagGrid:
 
 
 def grid_step(half: int, lags: NDArray[np.float64]) -> int:
-    """Bins from one sum to the next, a power of 2; below SMALLEST_STEP an inverse transform is the better way."""
-    most = half / (OVERSAMPLING * _span(lags))
-    return 1 << max(int(math.log2(most)), 0) if most >= 1.0 else 0
+    """Bins from one sum to the next; below SMALLEST_STEP an inverse transform is the better way."""
+    return int(half / (OVERSAMPLING * _span(lags)))
 
 
 def _span(lags: NDArray[np.float64]) -> float:

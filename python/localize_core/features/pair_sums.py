@@ -155,7 +155,7 @@ class CompiledSums(_Sums):
         self._cores = self._fft.input[:rows, :, self.core]
         self._wholes = self._fft.input[rows:, :, : config.n_fft]
         self._grid = LagGrid(self.half, self.lags, two_sided=not self.is_real)
-        self._gathered = np.empty((self.batch, len(pairs), self._grid.n_sums), np.complex64)
+        self._at_lags = np.stack([self._grid.matrix.real, self._grid.matrix.imag])
         # Compiling takes seconds: now, and not when the first samples wait.
         self(np.zeros((config.n_receivers, 1, config.n_fft), self._fft.input.dtype))
 
@@ -165,7 +165,8 @@ class CompiledSums(_Sums):
         self._cores[:, :count], self._wholes[:, :count] = cores, wholes
         self._fft()
         grid = self._grid
-        self._kernels.gather_cross(
+        parts = np.empty((1 if self.is_real else 2, len(self._first), count, len(self.lags)), np.float32)
+        self._kernels.correlate(
             self._core_spectra,
             self._whole_spectra,
             self._first,
@@ -177,8 +178,7 @@ class CompiledSums(_Sums):
             grid.n_padded,
             grid.taps,
             grid.step,
-            self._gathered,
+            self._at_lags,
+            parts,
         )
-        # One product for each frame: of all together, BLAS would add in an order that depends on how many there are.
-        sums = np.stack([frame @ grid.matrix for frame in self._gathered[:count]], axis=1)
-        return sums.real if self.is_real else sums
+        return parts[0] if self.is_real else parts[0] + np.complex64(1j) * parts[1]

@@ -46,8 +46,8 @@ def zero_unusable(samples: NDArray[np.complex64]) -> NDArray[np.complex64]:
     kernels = fast_kernels()
     if parts.size == 0:
         return samples
-    if kernels is not None and parts.ndim == 1:
-        all_usable = kernels.largest(parts) <= USABLE_LIMIT
+    if kernels is not None:
+        all_usable = all(kernels.largest(row) <= USABLE_LIMIT for row in parts.reshape(-1, parts.shape[-1]))
     else:
         all_usable = parts.max() <= USABLE_LIMIT and parts.min() >= -USABLE_LIMIT
     if all_usable:
