@@ -13,6 +13,12 @@ import numpy as np
 import pyfftw
 from numpy.typing import NDArray
 
+WIDE_BAND = 24
+"""Bins of a mean band from which it is summed up on its own."""
+
+PLANNED_VALUES = 1 << 13
+"""Values that one call of FFTW transforms: enough that the call itself costs little, few enough to waste little."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -39,44 +45,79 @@ def _compiled(function: F, fastmath: set[str]) -> F:
 class PlannedFft:
     """Transforms along the last axis of an array of fixed shape, `input` to `output`.
 
+    `shape`: of the input. `frames`: which of its axes counts frames, of which a call transforms as many as there are.
     `real`: of real samples, float32, to bins 0 .. n / 2; else complex64 to complex64.
 
     FFTW estimates its plan instead of measuring: a measured one differs from process to process, and so would the last
     digits of all that is made of it.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, real: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...], *, frames: int = 0, real: bool = False) -> None:
         half = (*shape[:-1], shape[-1] // 2 + 1)
         self.input: NDArray[Any] = pyfftw.zeros_aligned(shape, np.float32 if real else np.complex64)
         self.output: NDArray[np.complex64] = pyfftw.empty_aligned(half if real else shape, np.complex64)
-        self._plan = pyfftw.FFTW(self.input, self.output, flags=("FFTW_ESTIMATE",))
+        self._group = max(1, PLANNED_VALUES // shape[-1])
+        self._plans = [
+            pyfftw.FFTW(
+                _along(self.input, frames, start, self._group),
+                _along(self.output, frames, start, self._group),
+                flags=("FFTW_ESTIMATE",),
+            )
+            for start in range(0, shape[frames], self._group)
+        ]
 
-    def __call__(self) -> None:
-        """Transform what `input` holds, unnormalised. `input` stays as it is."""
-        self._plan.execute()
+    def __call__(self, count: int) -> None:
+        """Transform the first `count` frames of `input`, unnormalised. `input` stays as it is."""
+        for plan in self._plans[: -(-count // self._group)]:
+            plan.execute()
 
 
-def frame_power(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Largest magnitude of a part and summed power of every frame, parts in the last axis."""
-    flat = parts.reshape(-1, parts.shape[-1])
-    largest, power = np.empty(len(flat), np.int32), np.empty(len(flat), np.float32)
-    _frame_power(flat, flat.view(np.int32), largest, power)
-    return largest.view(np.float32).reshape(parts.shape[:-1]), power.reshape(parts.shape[:-1])
+def _along(array: NDArray[Any], axis: int, start: int, count: int) -> NDArray[Any]:
+    return array[(slice(None),) * axis + (slice(start, start + count),)]
 
 
-def energy(parts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum of squares over the last axis, in double precision."""
-    total = np.empty(parts.shape[:-1])
-    for index in np.ndindex(*parts.shape[:-1]):
-        total[index] = _sum_of_squares(parts[index])
-    return total
+@_jit
+def frame_energies(values: Any, parts: Any, margin: int, n_core: int, straight: float, core: Any, energy: Any) -> None:
+    """Energies as `correlation.CrossCorrelation._energies` has them, into `core` and `energy`.
+
+    `values`: complex64 or float32, (receivers, frames, n_fft), and the same as float32 in `parts`. `straight`: sum of
+    the squared times of a core, 0 where lines are left in.
+    """
+    n_places, size = energy.shape[2], values.shape[2]
+    width = parts.shape[2] // size
+    squares, totals, moments = np.empty(n_places), np.empty(n_places, np.complex128), np.empty(n_places, np.complex128)
+    for receiver in range(values.shape[0]):
+        for frame in range(values.shape[1]):
+            own = _sum_of_squares(parts[receiver, frame, width * margin : width * (margin + n_core)])
+            core[receiver, frame, 0] = own
+            if receiver == 0:
+                continue
+            row, places = values[receiver, frame], energy[receiver - 1, frame]
+            square: Any = 0.0
+            total: Any = 0.0j
+            moment: Any = 0.0j
+            for place in range(n_places):
+                squares[place], totals[place], moments[place] = square, total, moment
+                if place < n_places - 1:
+                    lost, gained = np.complex128(row[place]), np.complex128(row[place + n_core])
+                    square += gained.real**2 + gained.imag**2 - lost.real**2 - lost.imag**2
+                    total += gained - lost
+                    middle = (size - 1) / 2
+                    moment += gained * (place + n_core - middle) - lost * (place - middle)
+            for place in range(n_places):
+                sum_here = totals[place] - totals[margin]
+                places[place] = own + squares[place] - squares[margin]
+                places[place] -= (sum_here.real**2 + sum_here.imag**2) / n_core
+                if straight > 0.0:
+                    turning = (moments[place] - moments[margin] - sum_here * (place - margin)).real
+                    places[place] -= turning**2 / straight
 
 
 @_jit
 def _sum_of_squares(values: Any) -> float:
     total = 0.0
-    for start in range(0, values.size, 256):  # single precision adds few numbers well
-        total += _energy(values[start : start + 256])
+    for start in range(0, values.size, 1024):  # single precision adds few numbers well
+        total += _energy(values[start : start + 1024])
     return total
 
 
@@ -91,16 +132,49 @@ def _largest(bits: Any) -> Any:
     """Bits of the largest float32, given all of them: of numbers without sign they are in the same order, NaN above."""
     found = np.int32(0)
     for k in range(bits.size):
-        found = max(found, bits[k] & np.int32(0x7FFFFFFF))
+        value = np.int32(bits[k] & np.int32(0x7FFFFFFF))  # else Numba makes it 64 bits wide
+        found = value if value > found else found
     return found
 
 
 @_jit
-def _frame_power(parts: Any, bits: Any, largest: Any, power: Any) -> None:
-    """`largest`: as the bits of a float32."""
+def frame_quality(
+    parts: Any,
+    bits: Any,
+    limit: int,
+    full_scale: int,
+    saturated_samples: float,
+    invalid: int,
+    silent: int,
+    saturated: int,
+    power: Any,
+    flags: Any,
+) -> None:
+    """Summed power and flags of every frame, as `quality.sample_quality` has them.
+
+    `parts`, `bits`: real and imaginary parts, float32 (frames, 2 hop), and the same as int32. `limit`, `full_scale`:
+    as the bits of a float32. The flag `saturated` takes that many samples.
+    """
     for frame in range(parts.shape[0]):
-        largest[frame] = _largest(bits[frame])
-        power[frame] = _sum_of_squares(parts[frame])
+        largest, flag = _largest(bits[frame]), 0
+        if largest == 0:
+            flag |= silent
+        if largest < full_scale:
+            power[frame] = _sum_of_squares(parts[frame])
+        else:
+            total, clipped = 0.0, 0
+            for k in range(0, parts.shape[1], 2):
+                higher = max(bits[frame, k] & 0x7FFFFFFF, bits[frame, k + 1] & 0x7FFFFFFF)
+                if higher > limit:
+                    flag |= invalid
+                    continue
+                clipped += higher >= full_scale
+                re, im = parts[frame, k], parts[frame, k + 1]
+                total += re * re + im * im
+            if clipped >= saturated_samples:
+                flag |= saturated
+            power[frame] = total
+        flags[frame] = flag
 
 
 @_sum_jit
@@ -137,8 +211,35 @@ def band_power(
 
     `spectra`: complex values as float32, (frames, 2 n_fft), of which the first `bins` count. Band m holds the bins
     first[m] to stop[m] - 1 of the powers rolled by `roll`; `weights` holds those of all bands, one after the other.
-    `out`: float32, (count, bands). Sums run over the bins in their order, whatever `count` is.
+    `out`: float32, (count, bands). Sums are added in the same order, whatever `count` is.
     """
+    if weights.size >= WIDE_BAND * first.size:
+        _wide_band_power(spectra, count, bins, roll, first, stop, weights, offset, out)
+    else:
+        _narrow_band_power(spectra, count, bins, roll, first, stop, weights, offset, out)
+
+
+@_jit
+def _wide_band_power(
+    spectra: Any, count: int, bins: int, roll: int, first: Any, stop: Any, weights: Any, offset: Any, out: Any
+) -> None:
+    """One frame after the other: bands of many bins keep a core's multipliers busy by themselves."""
+    powers = np.empty(bins, np.float32)
+    for frame in range(count):
+        spectrum, index = spectra[frame], 0
+        _square(spectrum[: 2 * (bins - roll)], powers[roll:])
+        _square(spectrum[2 * (bins - roll) : 2 * bins], powers[:roll])
+        for band in range(first.size):
+            size = stop[band] - first[band]
+            out[frame, band] = offset + _dot(weights[index : index + size], powers[first[band] : stop[band]])
+            index += size
+
+
+@_jit
+def _narrow_band_power(
+    spectra: Any, count: int, bins: int, roll: int, first: Any, stop: Any, weights: Any, offset: Any, out: Any
+) -> None:
+    """Eight frames at a time: a sum of few bins spends its time waiting for itself."""
     power = np.empty((8, bins), np.float32)
     last = count - 1
     for frame in range(0, count, 8):
@@ -146,7 +247,6 @@ def band_power(
             spectrum, powers = spectra[min(frame + row, last)], power[row]
             _square(spectrum[: 2 * (bins - roll)], powers[roll:])
             _square(spectrum[2 * (bins - roll) : 2 * bins], powers[:roll])
-        # Eight frames at a time keep both of a core's multipliers busy: each sum has to wait for itself.
         p0, p1, p2, p3, p4, p5, p6, p7 = power[0], power[1], power[2], power[3], power[4], power[5], power[6], power[7]
         o0, o1, o2, o3 = out[frame], out[min(frame + 1, last)], out[min(frame + 2, last)], out[min(frame + 3, last)]
         o4, o5, o6 = out[min(frame + 4, last)], out[min(frame + 5, last)], out[min(frame + 6, last)]
@@ -221,18 +321,30 @@ def correlate(
                 _scale(used_re[1:half], used_im[1:half], np.float32(2.0))
             for part in range(out.shape[0]):
                 out[part, pair, frame] = np.float32(0.0)
+            last = out.shape[0] - 1
             for q in range(at_lags.shape[1]):
                 here = slice(q * step, q * step + taps.size)
-                sum_re, sum_im = _dot(taps, re[here]), _dot(taps, im[here])
-                _accumulate(out[0, pair, frame], sum_re, at_lags[0, q], -sum_im, at_lags[1, q])
-                if out.shape[0] > 1:
-                    _accumulate(out[1, pair, frame], sum_re, at_lags[1, q], sum_im, at_lags[0, q])
+                sum_re, sum_im = _gathered(taps, re[here], im[here])
+                _add_turned(sum_re, sum_im, at_lags[0, q], at_lags[1, q], out[0, pair, frame], out[last, pair, frame])
 
 
 @_jit
-def _accumulate(total: Any, a: Any, x: Any, b: Any, y: Any) -> None:
-    for k in range(total.size):
-        total[k] += a * x[k] + b * y[k]
+def _add_turned(re: Any, im: Any, turn_re: Any, turn_im: Any, out_re: Any, out_im: Any) -> None:
+    """Add a value times the turns to `out`, whose imaginary part is left out where it is the same array."""
+    for k in range(out_re.size):
+        out_re[k] += re * turn_re[k] - im * turn_im[k]
+    if out_im.ctypes.data != out_re.ctypes.data:
+        for k in range(out_im.size):
+            out_im[k] += re * turn_im[k] + im * turn_re[k]
+
+
+@_sum_jit
+def _gathered(taps: Any, re: Any, im: Any) -> Any:
+    total_re, total_im = np.float32(0.0), np.float32(0.0)
+    for k in range(taps.size):
+        total_re += taps[k] * re[k]
+        total_im += taps[k] * im[k]
+    return total_re, total_im
 
 
 @_jit
@@ -255,8 +367,10 @@ def _whiten(re: Any, im: Any, empty_bin: Any, two_sided: bool) -> None:
     limit = empty_bin * magnitude.mean()
     count = 0
     for k in range(re.size):
-        # One-sided, each bin but the ends stands for two.
-        count += (2 if not two_sided and 0 < k < re.size - 1 else 1) * (magnitude[k] > limit)
+        count += magnitude[k] > limit
+    if not two_sided:
+        # Each bin but the ends stands for two.
+        count = 2 * count - (magnitude[0] > limit) - (magnitude[re.size - 1] > limit)
     each = np.float32(1.0 / max(count, 1))
     for k in range(re.size):
         factor = each / magnitude[k] if magnitude[k] > limit else np.float32(0.0)

@@ -209,23 +209,42 @@ class CrossCorrelation:
         Of every receiver's core, (receivers, frames, 1), and of what cores are multiplied with, which is never of the
         first receiver, (receivers - 1, frames, lags).
         """
-        n_core, n_ends = self.config.n_core, 2 * self._margin
-        core_energy = _energy(values[..., self._core])
+        core_energy, energy = self._energies(values)
         core_norm = _inverse_root(core_energy, empty_below)
-        # What the sums gain and lose from each place to the next; the core's own energy is known, its mean is zero.
-        gained, lost, empty_below = values[1:, :, n_core:], values[1:, :, :n_ends], empty_below[1:]
-        energy = core_energy[1:] + self._running(_power(gained), _power(lost))
-        total = self._running(gained, lost)
-        energy -= _power(total) / n_core
-        if self.config.signal == "phase":
-            moment = self._running(gained * self._time[n_core:], lost * self._time[:n_ends])
-            moment -= total * np.arange(-self._margin, self._margin + 1)
-            energy -= np.square(moment) / np.square(self._time[self._core]).sum()
+        empty_below = empty_below[1:]
         empty_below = np.maximum(empty_below, EMPTY * energy.max(axis=-1, keepdims=True))
         at_lags = energy[..., self._start]
         if not float(self.config.lag_step).is_integer():
             at_lags += self._start_fraction * (energy[..., self._next_start] - at_lags)
         return core_norm, _inverse_root(at_lags, empty_below)
+
+    def _energies(
+        self, values: NDArray[np.complex64] | NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energy of every receiver's core, (receivers, frames, 1), and of n_core samples from each place on, less what
+        is constant in them (phase: straight), of all receivers but the first, (receivers - 1, frames, places).
+        """
+        n_core, n_ends, is_phase = self.config.n_core, 2 * self._margin, self.config.signal == "phase"
+        straight = np.square(self._time[self._core]).sum()
+        kernels = fast_kernels()
+        if kernels is not None:
+            core = np.empty((*values.shape[:2], 1))
+            energy = np.empty((len(values) - 1, values.shape[1], n_ends + 1))
+            kernels.frame_energies(
+                values, values.view(np.float32), self._margin, n_core, straight if is_phase else 0.0, core, energy
+            )
+            return core, energy
+        core = _power(values[..., self._core]).astype(np.float64).sum(axis=-1, keepdims=True)
+        # What the sums gain and lose from each place to the next; the core's own energy is known, its mean is zero.
+        gained, lost = values[1:, :, n_core:], values[1:, :, :n_ends]
+        energy = core[1:] + self._running(_power(gained), _power(lost))
+        total = self._running(gained, lost)
+        energy -= _power(total) / n_core
+        if is_phase:
+            moment = self._running(gained * self._time[n_core:], lost * self._time[:n_ends])
+            moment -= total * np.arange(-self._margin, self._margin + 1)
+            energy -= np.square(moment) / straight
+        return core, energy
 
     def _running(self, gained: NDArray[Any], lost: NDArray[Any]) -> NDArray[Any]:
         """Sums over n_core samples from each place in the frame, less the core's, in double precision."""
@@ -249,14 +268,6 @@ class CrossCorrelation:
 
 def _power(values: NDArray[Any]) -> NDArray[Any]:
     return np.square(values.real) + np.square(values.imag) if np.iscomplexobj(values) else np.square(values)
-
-
-def _energy(values: NDArray[np.complex64] | NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum of |x|^2 over the last axis, which stays."""
-    kernels = fast_kernels()
-    if kernels is None:
-        return np.asarray(_power(values).astype(np.float64).sum(axis=-1, keepdims=True))
-    return np.asarray(kernels.energy(values.view(np.float32)), np.float64)[..., None]
 
 
 def _inverse_root(energy: NDArray[np.float64], empty_below: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -305,7 +305,7 @@ class _CompiledPowers:
             powers = out[start : start + self._batch]
             count = len(powers)
             self._kernels.weigh(flat[start * self._step :], self._step, self._window, self._weighted[:count])
-            self._fft()
+            self._fft(count)
             self._kernels.band_power(
                 self._spectra,
                 count,

@@ -148,7 +148,7 @@ class CompiledSums(_Sums):
         self._kernels = kernels
         rows, pairs = config.n_receivers - 1, np.array(config.pairs)
         self._first, self._second = pairs[:, 0].copy(), pairs[:, 1] - 1
-        self._fft = kernels.PlannedFft((2 * rows, self.batch, self.n_padded), real=self.is_real)
+        self._fft = kernels.PlannedFft((2 * rows, self.batch, self.n_padded), frames=1, real=self.is_real)
         spectra = self._fft.output.view(np.float32)
         self._core_spectra, self._whole_spectra = spectra[:rows], spectra[rows:]
         # A core keeps its place in the frame: then the lags lie around zero.
@@ -163,7 +163,7 @@ class CompiledSums(_Sums):
         count = values.shape[1]
         cores, wholes = self.faded(values)
         self._cores[:, :count], self._wholes[:, :count] = cores, wholes
-        self._fft()
+        self._fft(count)
         grid = self._grid
         parts = np.empty((1 if self.is_real else 2, len(self._first), count, len(self.lags)), np.float32)
         self._kernels.correlate(

@@ -64,16 +64,26 @@ def sample_quality(samples: NDArray[np.complex64]) -> tuple[NDArray[np.float32],
     unusable samples counted as zeros; and flags, int32, (n_frames, receivers): INVALID (a sample is NaN or infinite),
     SILENT (every sample is zero), SATURATED (1 % of the samples or more have a part at full scale).
     """
-    kernels = fast_kernels()
-    samples = np.ascontiguousarray(samples)
-    largest, power = (_plain_power if kernels is None else kernels.frame_power)(samples.view(np.float32))
+    parts = np.ascontiguousarray(samples).view(np.float32)
+    power, flags = (_plain_quality if fast_kernels() is None else _compiled_quality)(parts)
+    power = power / np.float32(samples.shape[-1])
+    levels = 10.0 * np.log10(np.maximum(power, np.float32(10.0 ** (FLOOR_DBFS / 10.0))))
+    return np.ascontiguousarray(levels.T, np.float32), np.ascontiguousarray(flags.T)
+
+
+def _plain_quality(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Summed power and flags of every frame, whose real and imaginary parts are in the last axis."""
+    magnitude = np.abs(parts)
+    largest = magnitude.max(axis=-1)
+    with np.errstate(over="ignore"):
+        power = np.square(magnitude, out=magnitude).sum(axis=-1)
     flags = np.zeros(largest.shape, np.int32)
     suspect = ~((largest < FULL_SCALE) & (largest > 0.0))
     if suspect.any():
-        magnitude = np.abs(samples[suspect].view(np.float32))
+        magnitude = np.abs(parts[suspect])
         bad = ~(magnitude <= USABLE_LIMIT)
         magnitude[np.repeat(bad[..., 0::2] | bad[..., 1::2], 2, axis=-1)] = 0.0
-        clipped = magnitude >= FULL_SCALE
+        clipped = magnitude >= np.float32(FULL_SCALE)
         saturated = (clipped[..., 0::2] | clipped[..., 1::2]).mean(axis=-1) >= SATURATED_FRACTION
         flags[suspect] = (
             bad.any(axis=-1) * int(SampleFlag.INVALID)
@@ -81,14 +91,28 @@ def sample_quality(samples: NDArray[np.complex64]) -> tuple[NDArray[np.float32],
             + saturated * int(SampleFlag.SATURATED)
         )
         power[suspect] = np.square(magnitude, out=magnitude).sum(axis=-1)
-    power = power / np.float32(samples.shape[-1])
-    levels = 10.0 * np.log10(np.maximum(power, np.float32(10.0 ** (FLOOR_DBFS / 10.0))))
-    return np.ascontiguousarray(levels.T, np.float32), np.ascontiguousarray(flags.T)
+    return power, flags
 
 
-def _plain_power(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Largest magnitude of a part and summed power of every frame, parts in the last axis."""
-    magnitude = np.abs(parts)
-    largest = magnitude.max(axis=-1)
-    with np.errstate(over="ignore"):
-        return largest, np.square(magnitude, out=magnitude).sum(axis=-1)
+LIMIT_BITS, FULL_SCALE_BITS = np.array([USABLE_LIMIT, FULL_SCALE], np.float32).view(np.int32).tolist()
+
+
+def _compiled_quality(parts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The same."""
+    kernels = fast_kernels()
+    assert kernels is not None
+    flat = parts.reshape(-1, parts.shape[-1])
+    power, flags = np.empty(len(flat), np.float32), np.empty(len(flat), np.int32)
+    kernels.frame_quality(
+        flat,
+        flat.view(np.int32),
+        LIMIT_BITS,
+        FULL_SCALE_BITS,
+        SATURATED_FRACTION * (parts.shape[-1] // 2),
+        int(SampleFlag.INVALID),
+        int(SampleFlag.SILENT),
+        int(SampleFlag.SATURATED),
+        power,
+        flags,
+    )
+    return power.reshape(parts.shape[:-1]), flags.reshape(parts.shape[:-1])

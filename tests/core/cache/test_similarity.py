@@ -264,6 +264,24 @@ def test_forgotten_is_forgotten(site, steady):
     assert cache.misses["empty"] == 2
 
 
+def test_windows_may_overlap(site):
+    hits = missed = 0
+    for seed in range(8):
+        before, after = site.windows(site.scene(seed), 10), site.scene(seed, offset_m=(60.0, 30.0))
+        frames = np.concatenate([w.features for w in [*before, *site.windows(after, 2, 10)]], axis=2)
+        windows = [
+            replace(before[0], first_frame=first, features=np.ascontiguousarray(frames[:, :, first : first + STEPS]))
+            for first in range(0, frames.shape[2] - STEPS + 1, STEPS // 3)
+        ]
+        cache = SimilarityCache(site.contract)
+        inferred = np.array(through(site, cache, windows))
+        steady = 3 * 9 + 1  # windows before any frame of the second place
+        hits += np.count_nonzero(inferred[:steady] < np.arange(steady))
+        missed += not (inferred[steady:] >= steady).any()
+    assert hits >= 0.8 * 8 * steady
+    assert missed == 0
+
+
 def test_a_single_odd_window_does_not_cost_the_reference(site, steady):
     cache = primed(site, steady)
     far = site.windows(site.scene(11, offset_m=(300.0, 0.0)), 1, 8)[0]
