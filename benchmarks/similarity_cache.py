@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether answers for like windows are the right ones: steady, jumping, drifting, vanishing and changing emitters.
 
-    python benchmarks/similarity_cache.py [--trials 1000] [--station tdoa] [--snr 15] [--seed 2026] [--json]
+    python benchmarks/similarity_cache.py [--trials 1000] [--station tdoa] [--snr 15] [--seed 2027] [--json]
 
 Simulated windows of 24 frames, one every 0.5 s, through the models as they serve: `tdoa` is
 examples/four_receivers.toml, compiled; `levels` the same station with log-mel alone; `both` with both; `single` is
@@ -370,7 +370,7 @@ def measure(kind: str, snr_db: float, trials: int, seed: int) -> Iterator[Result
 @click.option("--trials", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--station", "kinds", type=click.Choice(KINDS), multiple=True, default=("tdoa",), show_default=True)
 @click.option("--snr", "snrs_db", type=float, multiple=True, default=(15.0,), show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=2026, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=2027, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Lines of JSON on standard output.")
 def main(trials: int, kinds: tuple[str, ...], snrs_db: tuple[float, ...], seed: int, as_json: bool) -> None:
     console = Console(stderr=as_json, width=160)
