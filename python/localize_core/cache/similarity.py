@@ -65,8 +65,8 @@ GUARDED = 2
 """Index of the scale whose power is ensured: the three latest windows."""
 MOST_BATCHES = 24
 LEAST_BATCHES = 4
-MOST_SQUARED = 1.0 - 1e-4
-"""Of a correlation coefficient: beyond, rounding would be taken for evidence."""
+LEAST_UNEXPLAINED = 1e-4
+"""Part of the power that a correlation leaves open; below, rounding would be taken for evidence."""
 LAG_GROUPS, MEL_GROUPS = 16, 8
 PEAK_PART = 0.25
 """Of a correlation's height over its floor: lags around the peak down to this part tell of its shift."""
@@ -155,7 +155,6 @@ class SimilarityCache:
         alive: list[_Entry] = []
         found: _Entry | None = None
         mean: Floats | None = None
-        evidence = window.features
         for entry in self._entries:
             age_s = moment_s - entry.moment_s
             if entry.model_key != model_key:
@@ -166,12 +165,11 @@ class SimilarityCache:
                 reason = "age"
             else:
                 if mean is None:
-                    evidence = self._pooling.evidence(window.features)
-                    mean = self._pooling.mean(evidence)
+                    mean = self._pooling.mean(window.features)
                 verdict = entry.judge(self._pooling.project(mean, entry.templates)[:, 0], self._wander, fresh)
                 if verdict is None:
                     if entry.is_learning:
-                        entry.learn(self._pooling.project(self._pooling.batches(evidence), entry.templates))
+                        entry.learn(self._pooling.project(self._pooling.batches(window.features), entry.templates))
                     found = entry
                     alive.append(entry)
                     break  # a younger entry was made on an alarm that was false
@@ -200,8 +198,7 @@ class SimilarityCache:
         if not sound.any():
             return self._refuse("empty")
         pooling = self._pooling
-        evidence = pooling.evidence(window.features)
-        mean, batches = pooling.mean(evidence), pooling.batches(evidence)
+        mean, batches = pooling.mean(window.features), pooling.batches(window.features)
         templates = pooling.templates(mean, batches, sound, output, self.settings.min_confidence)
         stats = pooling.project(batches, templates)
         if not _is_steady(stats, templates):
@@ -280,6 +277,7 @@ class _Pooling:
         self._rows_per_m = 0.0
         if config is not None:
             self._rows_per_m = config.sample_rate_hz / (config.lag_step * SPEED_OF_LIGHT_MPS)
+        self._first_pair = len(self._mel)  # as contracts have it
         self._reach = max(round(contract.n_fft / contract.hop), 1)  # a sliver of overlap does not matter
         self._lag_groups = _groups(contract.rows, LAG_GROUPS)
         self._mel_groups = _groups(contract.rows, MEL_GROUPS)
@@ -294,32 +292,44 @@ class _Pooling:
             np.array([receiver.altitude_m for receiver in receivers]),
         )
 
-    def evidence(self, features: Floats) -> Floats:
-        """Features with correlations as the likelihood sees them: -ln(1 - rho^2), of a frame, of Gaussian signals.
-
-        A mean of them weighs frames by what they tell, be it that most of them have nothing but noise.
-        """
-        if not len(self._correlation):
-            return features
-        evidence = features.copy()
-        part = evidence[self._correlation[0] :]
-        np.square(part, out=part)
-        np.minimum(part, MOST_SQUARED, out=part)
-        np.subtract(1.0, part, out=part)
-        np.log(part, out=part)
-        np.negative(part, out=part)
-        return evidence
-
     def mean(self, features: Floats) -> Floats:
-        """Means over all time steps, (channels, rows, 1) float32."""
+        """Means over all time steps, (channels, rows, 1) float32, of correlations those of their evidence.
+
+        That is -ln(1 - rho^2), a frame's part of the likelihood of Gaussian signals: frames weigh by what they tell, be
+        it that most of them have nothing but noise.
+        """
         channels, rows, time_steps = features.shape
-        # A product with a vector: numpy's own mean over a short last axis takes six times as long.
-        return (features.reshape(-1, time_steps) @ _averaging(time_steps, 1)).reshape(channels, rows, 1)
+        means = np.empty((channels, rows, 1), np.float32)
+        # Products with a vector: numpy's own mean over a short last axis takes six times as long.
+        plain = features[: self._first_pair].reshape(-1, time_steps) @ _averaging(time_steps, 1)
+        means[: self._first_pair] = plain.reshape(-1, rows, 1)
+        if self._first_pair < channels:
+            # A logarithm costs more than anything else here, and the one of a product is the sum of logarithms.
+            rest, steps, folded = self._unexplained(features), time_steps, 1
+            while steps % 2 == 0 and folded < 8:
+                steps, folded = steps // 2, 2 * folded
+                rest = rest[:, :, :steps] * rest[:, :, steps:]
+            evidence = self._logarithm(rest, LEAST_UNEXPLAINED**folded).reshape(-1, steps) @ _averaging(steps, 1)
+            means[self._first_pair :] = evidence.reshape(-1, rows, 1) / -folded
+        return means
 
     def batches(self, features: Floats) -> Floats:
-        """Means over consecutive time steps, (channels, rows, batches) float32."""
+        """The same over consecutive time steps, (channels, rows, batches) float32."""
         time_steps = features.shape[2]
-        return features @ _averaging(time_steps, _batches(time_steps, self._reach))
+        averaging = _averaging(time_steps, _batches(time_steps, self._reach))
+        plain = features[: self._first_pair] @ averaging
+        evidence = self._logarithm(self._unexplained(features), LEAST_UNEXPLAINED) @ -averaging
+        return np.concatenate([plain, evidence])
+
+    def _unexplained(self, features: Floats) -> Floats:
+        """1 - rho^2 of the correlations."""
+        with np.errstate(over="ignore"):  # in channels that are not sound, and not used
+            rest = np.square(features[self._first_pair :])
+        return np.subtract(1.0, rest, out=rest)
+
+    def _logarithm(self, rest: Floats, least: float) -> Floats:
+        np.maximum(rest, least, out=rest)
+        return np.log(rest, out=rest)
 
     def project(self, batches: Floats, templates: _Templates) -> Floats:
         """The statistics of means or batches (channels, rows, n): (D, n) float64."""
@@ -467,7 +477,7 @@ class _Entry:
         difference = difference * split.over_noise  # as noisy as one window's mean
         if self.templates.placed:
             squared = np.square(difference[:, :2] @ self._whitening).sum(axis=1)
-            if squared.max() > slack * slack * _hotelling_limit(tail, self._dof):
+            if not squared.max() <= slack * slack * _hotelling_limit(tail, self._dof):
                 return "moved"
             guarded = min(GUARDED, len(squared) - 1)
             over_noise = split.over_noise[GUARDED, 0] if guarded == GUARDED else YOUNGEST
@@ -483,7 +493,7 @@ class _Entry:
                 return "changed"
         difference *= over_sigma
         limit = slack * _skewed(_student_limit(tail / difference.shape[1], self._dof), self.state[2][2])
-        if max(difference.max(), -difference.min()) > limit:
+        if not max(difference.max(), -difference.min()) <= limit:
             return "changed"
         return None
 
@@ -624,7 +634,7 @@ def _lag_templates(mean: Floats, groups: Floats) -> Floats:
         return result
     result[:, 2:] = groups
     magnitude = np.abs(mean)
-    floor = np.median(mean, axis=1, keepdims=True)
+    floor = np.partition(mean, rows // 2, axis=1)[:, rows // 2, None]
     peak = magnitude.argmax(axis=1)
     raised = (mean - floor) * np.sign(mean[np.arange(pairs), peak])[:, None]
     below = raised < PEAK_PART * raised[np.arange(pairs), peak][:, None]
@@ -632,7 +642,7 @@ def _lag_templates(mean: Floats, groups: Floats) -> Floats:
     left = np.where(below & (index < peak[:, None]), index, -1).max(axis=1)
     right = np.where(below & (index > peak[:, None]), index, rows).min(axis=1)
     inside = (index >= left[:, None]) & (index <= right[:, None])
-    slope = np.where(inside, np.gradient(mean, axis=1), 0.0)
+    slope = np.where(inside, _slopes(mean), 0.0)
     height = np.where(inside, mean - floor, 0.0)
     result[:, 0] = -slope / np.maximum(np.square(slope).sum(axis=1, keepdims=True), 1e-12)
     result[:, 1] = height / np.maximum(np.square(height).sum(axis=1, keepdims=True), 1e-12)
@@ -649,7 +659,7 @@ def _mel_templates(mean: Floats, groups: Floats) -> Floats:
     result = np.zeros((receivers, 1 + len(groups), rows))
     if not receivers:
         return result
-    floor = np.quantile(mean, 0.1, axis=1, keepdims=True)
+    floor = np.partition(mean, rows // 10, axis=1)[:, rows // 10, None]
     weight = 0.02 + np.maximum(-np.expm1(np.minimum(floor - mean, 0.0)), 0.0) ** 2
     result[:, 0] = weight / weight.sum(axis=1, keepdims=True)
     result[:, 1:] = groups
@@ -660,9 +670,18 @@ def _least_squares(gradient: Floats, spread: Floats) -> Floats | None:
     """(2, P): from shifts to a displacement, weighted by their spread; None where lags leave a direction open."""
     weighted = gradient.T / np.maximum(spread, 1e-2 * spread.max() + 1e-12)
     normal = weighted @ gradient
-    if np.linalg.cond(normal) > 1e8:
+    (a, b), (_, c) = normal.tolist()
+    determinant = a * c - b * b
+    if not determinant > 1e-8 * (a + c) ** 2:
         return None
-    return np.asarray(np.linalg.solve(normal, weighted))
+    return np.asarray(np.array([[c, -b], [-b, a]]) @ weighted / determinant)
+
+
+def _slopes(values: Floats) -> Floats:
+    """Central differences along the last axis, zero at its ends."""
+    slopes = np.zeros_like(values)
+    slopes[:, 1:-1] = 0.5 * (values[:, 2:] - values[:, :-2])
+    return slopes
 
 
 def _is_run(channels: Floats) -> bool:
