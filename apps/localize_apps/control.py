@@ -66,6 +66,15 @@ def _show(answer: dict[str, Any]) -> None:
             click.echo(f"  held: {found['uri']} names {found['source_version']}; activate that one to end it")
     if answer.get("fallback"):
         click.echo(f"fallback: {_described(answer['fallback'])}")
+    if windows := answer.get("windows"):
+        lost = ", ".join(f"{count} at stage {stage}" for stage, count in windows["dropped"].items() if count)
+        waiting = f"{windows['waiting']} wait, the oldest for {windows['age_ms']:.3g} ms"
+        click.echo(f"windows: {windows['offered']} offered, {windows['served']} served, {lost or 'none'} lost, {waiting}")
+    if cache := answer.get("cache"):
+        click.echo(f"cache: {_cached(cache)}")
+    for block, found in answer.get("blocks", {}).items():
+        full = f"input {found['input_full']:.0%} full, output {found['output_full']:.0%}"
+        click.echo(f"block {block}: {found['cores']:.2f} cores, {full}")
     if experiment := answer.get("experiment"):
         reason = f", {experiment['reason']}" if experiment["reason"] else ""
         figures = ", ".join(f"{key} {_shown(value)}" for key, value in experiment["comparison"].items())
@@ -79,6 +88,12 @@ def _described(version: dict[str, Any]) -> str:
         f"{version['name']} {version['version']} ({version['sha256'][:12]}) since {version['loaded_since']}, "
         f"{version['windows']} windows, {version['errors']} errors, P50 / P95 / P99 {times} ms"
     )
+
+
+def _cached(cache: dict[str, Any]) -> str:
+    stores = ", ".join(f"{name} {store['state']}" for name, store in cache["stores"].items())
+    hits = f"{cache['hits']} hits, {cache['misses']} misses, {cache['errors']} errors, {cache['evictions']} evictions"
+    return f"{hits}, {cache['net_benefit_ms']:.3g} ms gained; {stores}"
 
 
 def _shown(value: float | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pmt
 from gnuradio import gr, localize
+from gnuradio.localize.counters import switch_on
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from localize_core.errors import ConfigError, LocalizeError
 from localize_core.serving.control import ControlServer
@@ -76,6 +77,7 @@ class StationGraph(gr.top_block):
     """
 
     def __init__(self, station: Station, listener: _Listener, *, duration_s: float | None, live: bool) -> None:
+        switch_on()
         gr.top_block.__init__(self, station.station.name, catch_exceptions=False)
         if live:  # a stream paced to real time with a set end waits, but is no replay
             cache = station.cache.model_copy(update={"replay": station.cache.live})
@@ -96,6 +98,7 @@ class StationGraph(gr.top_block):
             self.watched.append(sink)
             self.sinks.append(sink)
             self.msg_connect(self.localizer, "fix", sink, "fix")
+        self.localizer.counters.add(*self.watched[2:])
         self.msg_connect(self.localizer, "fix", listener, "fix")
         self.msg_connect(self.localizer, "status", listener, "status")
 

@@ -14,6 +14,7 @@ from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
 
+from .counters import BlockCounters
 from .cross_correlation import cross_correlation
 from .mel_spectrogram import mel_spectrogram
 from .onnx_inference import onnx_inference
@@ -107,6 +108,8 @@ class localizer(gr.hier_block2):
                 self.connect(stream, (feature, index))
             for pair in range(len(correlation.pairs)):
                 self.connect((feature, pair), (self.inference, port + pair))
+        self.counters = BlockCounters(self.blocks)
+        self.engine.observe("blocks", self.counters)
         for message in ("fix", "shadow", "status"):
             self.message_port_register_hier_out(message)
             self.msg_connect(self.inference, message, self, message)

@@ -524,7 +524,7 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
-            **{section: report() for section, report in self._observed.items()},
+            **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 
     def info(self) -> dict[str, Any]:
