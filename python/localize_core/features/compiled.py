@@ -52,7 +52,7 @@ class PlannedFft:
     digits of all that is made of it.
     """
 
-    def __init__(self, shape: tuple[int, ...], *, frames: int = 0, real: bool = False) -> None:
+    def __init__(self, shape: tuple[int, ...], *, frames: int = 0, real: bool = False, inverse: bool = False) -> None:
         half = (*shape[:-1], shape[-1] // 2 + 1)
         self.input: NDArray[Any] = pyfftw.zeros_aligned(shape, np.float32 if real else np.complex64)
         self.output: NDArray[np.complex64] = pyfftw.empty_aligned(half if real else shape, np.complex64)
@@ -61,6 +61,7 @@ class PlannedFft:
             pyfftw.FFTW(
                 _along(self.input, frames, start, self._group),
                 _along(self.output, frames, start, self._group),
+                direction="FFTW_BACKWARD" if inverse else "FFTW_FORWARD",
                 flags=("FFTW_ESTIMATE",),
             )
             for start in range(0, shape[frames], self._group)
@@ -240,38 +241,59 @@ def _narrow_band_power(
     spectra: Any, count: int, bins: int, roll: int, first: Any, stop: Any, weights: Any, offset: Any, out: Any
 ) -> None:
     """Eight frames at a time: a sum of few bins spends its time waiting for itself."""
-    power = np.empty((8, bins), np.float32)
-    last = count - 1
+    powers = np.empty((8, bins), np.float32)
     for frame in range(0, count, 8):
-        for row in range(8):
-            spectrum, powers = spectra[min(frame + row, last)], power[row]
-            _square(spectrum[: 2 * (bins - roll)], powers[roll:])
-            _square(spectrum[2 * (bins - roll) : 2 * bins], powers[:roll])
-        p0, p1, p2, p3, p4, p5, p6, p7 = power[0], power[1], power[2], power[3], power[4], power[5], power[6], power[7]
-        o0, o1, o2, o3 = out[frame], out[min(frame + 1, last)], out[min(frame + 2, last)], out[min(frame + 3, last)]
-        o4, o5, o6 = out[min(frame + 4, last)], out[min(frame + 5, last)], out[min(frame + 6, last)]
-        o7 = out[min(frame + 7, last)]
-        index = 0
-        for band in range(first.size):
-            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = offset
-            for k in range(first[band], stop[band]):
-                weight = weights[index]
-                index += 1
-                s0 += weight * p0[k]
-                s1 += weight * p1[k]
-                s2 += weight * p2[k]
-                s3 += weight * p3[k]
-                s4 += weight * p4[k]
-                s5 += weight * p5[k]
-                s6 += weight * p6[k]
-                s7 += weight * p7[k]
-            # From the last one on: frames beyond the end stand for the last, which is written once more.
-            o7[band], o6[band], o5[band], o4[band] = s7, s6, s5, s4
-            o3[band], o2[band], o1[band], o0[band] = s3, s2, s1, s0
+        rows = min(8, count - frame)
+        for row in range(rows):
+            spectrum = spectra[frame + row]
+            _square(spectrum[: 2 * (bins - roll)], powers[row, roll:])
+            _square(spectrum[2 * (bins - roll) : 2 * bins], powers[row, :roll])
+        if rows == 8:
+            _eight_sums(powers, first, stop, weights, offset, out[frame : frame + 8])
+            continue
+        for row in range(rows):
+            index, power = 0, powers[row]
+            for band in range(first.size):
+                total = offset
+                for k in range(first[band], stop[band]):
+                    total += weights[index] * power[k]
+                    index += 1
+                out[frame + row, band] = total
 
 
 @_jit
-def correlate(
+def _eight_sums(powers: Any, first: Any, stop: Any, weights: Any, offset: Any, out: Any) -> None:
+    p0, p1, p2, p3, p4, p5, p6, p7 = (
+        powers[0],
+        powers[1],
+        powers[2],
+        powers[3],
+        powers[4],
+        powers[5],
+        powers[6],
+        powers[7],
+    )
+    o0, o1, o2, o3, o4, o5, o6, o7 = out[0], out[1], out[2], out[3], out[4], out[5], out[6], out[7]
+    index = 0
+    for band in range(first.size):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = offset
+        for k in range(first[band], stop[band]):
+            weight = weights[index]
+            index += 1
+            s0 += weight * p0[k]
+            s1 += weight * p1[k]
+            s2 += weight * p2[k]
+            s3 += weight * p3[k]
+            s4 += weight * p4[k]
+            s5 += weight * p5[k]
+            s6 += weight * p6[k]
+            s7 += weight * p7[k]
+        o0[band], o1[band], o2[band], o3[band] = s0, s1, s2, s3
+        o4[band], o5[band], o6[band], o7[band] = s4, s5, s6, s7
+
+
+@_jit
+def gather_cross(
     cores: Any,
     wholes: Any,
     first: Any,
@@ -283,16 +305,14 @@ def correlate(
     n_padded: int,
     taps: Any,
     step: int,
-    at_lags: Any,
+    chirp: Any,
     out: Any,
 ) -> None:
-    """Cross spectra cores[first] * conj(wholes[second]) of each pair, gathered and summed up as `lags.LagGrid` has it.
+    """Cross spectra cores[first] * conj(wholes[second]) of each pair, gathered as `lags.LagGrid` has it, times `chirp`.
 
     `cores`, `wholes`: complex values as float32, (receivers, frames, 2 bins), of which the first `count` frames count.
     `empty_bin`: 0 for spectra as they are, over the transform's size; else PHAT: bins with more than this part of the
-    mean magnitude get magnitude 1 over their number, the others 0. `at_lags`: real and imaginary part of the grid's
-    matrix, float32 (2, sums, lags). `out`: real and imaginary part of the correlations, float32 (2, pairs, frames,
-    lags); the real part alone where there is room for no other.
+    mean magnitude get magnitude 1 over their number, the others 0. `out`: complex64, (frames, pairs, sums or more).
     """
     n_bins = cores.shape[2] // 2
     half = n_bins // 2 if two_sided else n_bins - 1
@@ -319,23 +339,11 @@ def correlate(
                 re[before + n_bins], im[before + n_bins] = re[before], im[before]
             else:
                 _scale(used_re[1:half], used_im[1:half], np.float32(2.0))
-            for part in range(out.shape[0]):
-                out[part, pair, frame] = np.float32(0.0)
-            last = out.shape[0] - 1
-            for q in range(at_lags.shape[1]):
+            sums = out[frame, pair]
+            for q in range(chirp.size):
                 here = slice(q * step, q * step + taps.size)
                 sum_re, sum_im = _gathered(taps, re[here], im[here])
-                _add_turned(sum_re, sum_im, at_lags[0, q], at_lags[1, q], out[0, pair, frame], out[last, pair, frame])
-
-
-@_jit
-def _add_turned(re: Any, im: Any, turn_re: Any, turn_im: Any, out_re: Any, out_im: Any) -> None:
-    """Add a value times the turns to `out`, whose imaginary part is left out where it is the same array."""
-    for k in range(out_re.size):
-        out_re[k] += re * turn_re[k] - im * turn_im[k]
-    if out_im.ctypes.data != out_re.ctypes.data:
-        for k in range(out_im.size):
-            out_im[k] += re * turn_im[k] + im * turn_re[k]
+                sums[q] = complex(sum_re, sum_im) * chirp[q]
 
 
 @_sum_jit
@@ -345,6 +353,23 @@ def _gathered(taps: Any, re: Any, im: Any) -> Any:
         total_re += taps[k] * re[k]
         total_im += taps[k] * im[k]
     return total_re, total_im
+
+
+@_jit
+def coefficients(values: Any, finish: Any, two_sided: bool, core_norm: Any, lag_norm: Any, out: Any) -> None:
+    """Of one pair: |values * finish| or their real part, times both norms, in [-1, 1].
+
+    `values`: complex64 (frames, lags or more). `core_norm`: (frames, 1); `lag_norm`, `out`: (frames, lags).
+    """
+    one = np.float32(1.0)
+    for frame in range(out.shape[0]):
+        row, norms, target, own = values[frame], lag_norm[frame], out[frame], core_norm[frame, 0]
+        for k in range(target.size):
+            re = row[k].real * finish[k].real - row[k].imag * finish[k].imag
+            if two_sided:
+                im = row[k].real * finish[k].imag + row[k].imag * finish[k].real
+                re = np.sqrt(re * re + im * im)
+            target[k] = max(min(re * (own * norms[k]), one), -one)
 
 
 @_jit

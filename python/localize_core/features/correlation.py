@@ -139,7 +139,6 @@ class CrossCorrelation:
         self._margin = (config.n_fft - config.n_core) // 2
         self._core = slice(self._margin, self._margin + config.n_core)
         self._time = np.arange(config.n_fft) - (config.n_fft - 1) / 2
-        self._real = config.signal != "iq"
         compiled = fast_kernels() is not None and CompiledSums.suits(config)
         self._sums: PairSums = (CompiledSums if compiled else PlainSums)(config)
         # Where the multiplied samples of receiver j begin.
@@ -179,9 +178,11 @@ class CrossCorrelation:
                 part = slice(start, start + batch)
                 values, empty_below = self._prepared(frames[:, part])
                 core_norm, lag_norm = self._norms(values, empty_below)
-                sums = self._sums(values)
-                for pair, (i, j) in enumerate(config.pairs):
-                    out[pair][part] = self._coefficients(sums[pair], core_norm[i] * lag_norm[j - 1])
+                if config.weighting == "phat":
+                    # The mean over bins is normalised already, of whatever there is.
+                    core_norm = (core_norm > 0.0).astype(np.float32)
+                    lag_norm = np.broadcast_to(lag_norm.any(axis=-1, keepdims=True), lag_norm.shape).astype(np.float32)
+                self._sums(values, core_norm, lag_norm, [pair[part] for pair in out])
 
     def _prepared(
         self, frames: NDArray[np.complex64]
@@ -253,17 +254,6 @@ class CrossCorrelation:
         np.cumsum(steps, axis=-1, out=sums[..., 1:])
         sums -= sums[..., self._margin : self._margin + 1].copy()
         return sums
-
-    def _coefficients(
-        self, sums: NDArray[np.complex64] | NDArray[np.float32], norm: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Of one pair, (frames, lags)."""
-        if self.config.weighting == "phat":
-            norm = norm.any(axis=-1, keepdims=True)  # its mean over bins is normalised, of whatever there is
-        correlation = sums * norm
-        if not self._real:
-            correlation = np.sqrt(np.square(correlation.real) + np.square(correlation.imag))
-        return np.asarray(np.clip(correlation, -1.0, 1.0), np.float32)
 
 
 def _power(values: NDArray[Any]) -> NDArray[Any]:

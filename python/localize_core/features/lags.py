@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 KERNEL_WIDTH = 8
@@ -24,30 +25,45 @@ SMALLEST_STEP = 4
 
 
 class LagGrid:
-    """How bins -half..half (two-sided) or 0..half of a transform of 2 * half bins become correlations at `lags`.
+    """How bins -half..half (two-sided) or 0..half of a transform of 2 * half bins become correlations at `lags`, evenly
+    spaced.
 
     `taps`: float32 kernel over bins; sum q takes the padded bins from q * `step`. `before`: padding in front of the
-    first bin. `matrix`: complex64, (n_sums, n_lags): correlation at the lags, unnormalised, is sums @ matrix; of
-    one-sided bins (each of them doubled but the ends) its real part.
+    first bin. Then a chirp-z transform by convolution (Bluestein 1970): the sums times `chirp`, complex64 (n_sums,),
+    padded with zeros to `size`; their transform times `response`, complex64 (size,); the inverse of that, of which the
+    first values, times `finish`, complex64 (n_lags,), are the correlations, unnormalised. Of one-sided bins, each of
+    them doubled but the ends, their real part.
     """
 
     def __init__(self, half: int, lags: NDArray[np.float64], *, two_sided: bool) -> None:
-        size, first = 2 * half, -half if two_sided else 0
-        n_bins = size + 1 if two_sided else half + 1
+        n_fft, first = 2 * half, -half if two_sided else 0
+        n_bins = n_fft + 1 if two_sided else half + 1
         self.step = grid_step(half, lags)
         reach = KERNEL_WIDTH * self.step // 2
-        oversampling = size / self.step / (2.0 * _span(lags))
+        oversampling = n_fft / self.step / (2.0 * _span(lags))
         spread = KERNEL_WIDTH / oversampling * (oversampling - 0.5)
         kernel = np.kaiser(2 * reach + 1, math.pi * math.sqrt(spread**2 - 0.8))
         self.taps: NDArray[np.float32] = kernel.astype(np.float32)
         self.n_sums = -(-n_bins // self.step) + KERNEL_WIDTH
         self.before = 2 * reach
         self.n_padded = (self.n_sums - 1) * self.step + len(kernel)
-        bins = first - reach + self.step * np.arange(self.n_sums)
-        turn = 2.0 * np.pi / size
-        response = np.cos(turn * np.outer(lags, np.arange(-reach, reach + 1))) @ self.taps.astype(np.float64)
-        phases = np.exp(1j * turn * np.outer(bins, lags))
-        self.matrix: NDArray[np.complex64] = (phases * (self.step / response)).astype(np.complex64)
+        turn = 2.0 * np.pi / n_fft
+        through = np.cos(turn * np.outer(lags, np.arange(-reach, reach + 1))) @ self.taps.astype(np.float64)
+        self.size = int(scipy.fft.next_fast_len(self.n_sums + len(lags) - 1))
+        # With q for sums and l for lags, q * l = (q^2 + l^2 - (l - q)^2) / 2.
+        angle = turn * self.step * (lags[1] - lags[0] if len(lags) > 1 else 0.0)
+        sums, places = np.arange(self.n_sums), np.arange(len(lags))
+        self.chirp = _turned(turn * self.step * lags[0] * sums + angle / 2.0 * np.square(sums))
+        wrapped = np.zeros(self.size, complex)
+        wrapped[: len(lags)] = np.exp(-0.5j * angle * np.square(places))
+        wrapped[self.size - self.n_sums + 1 :] = np.exp(-0.5j * angle * np.square(sums[:0:-1]))
+        self.response: NDArray[np.complex64] = (scipy.fft.fft(wrapped) / self.size).astype(np.complex64)
+        finish = np.exp(1j * (turn * (first - reach) * lags + angle / 2.0 * np.square(places)))
+        self.finish: NDArray[np.complex64] = (finish * (self.step / through)).astype(np.complex64)
+
+
+def _turned(angles: NDArray[np.float64]) -> NDArray[np.complex64]:
+    return np.exp(1j * angles).astype(np.complex64)
 
 
 def grid_step(half: int, lags: NDArray[np.float64]) -> int:

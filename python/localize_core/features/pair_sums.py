@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,11 +53,18 @@ class PairSums(Protocol):
 
     batch: int
 
-    def __call__(self, values: NDArray[Any]) -> Any:
+    def __call__(
+        self,
+        values: NDArray[Any],
+        core_norm: NDArray[np.float32],
+        lag_norm: NDArray[np.float32],
+        out: Sequence[NDArray[np.float32]],
+    ) -> None:
         """`values`: complex64 or float32, (n_receivers, frames, n_fft), without what cores hold of a constant.
 
-        Returns the sums of each pair, complex64 or float32, (pairs, frames, n_lags). With PHAT they are the mean over
-        all bins that hold a signal.
+        Writes the sums times both norms to `out`, (frames, n_lags) for each pair: their magnitude if complex, in
+        [-1, 1]. `core_norm`: of each receiver's core, (n_receivers, frames, 1); `lag_norm`: of what it is multiplied
+        with, (n_receivers - 1, frames, n_lags). With PHAT the sums are the mean over all bins that hold a signal.
         """
         ...
 
@@ -100,11 +108,21 @@ class PlainSums(_Sums):
             n_bins = self.half + 1 if self.is_real else self.n_padded + 1
             self._chirp_z = CZT(n_bins, config.n_lags, w=np.exp(turn * config.lag_step), a=np.exp(turn * starts[0]))
 
-    def __call__(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+    def __call__(
+        self,
+        values: NDArray[Any],
+        core_norm: NDArray[np.float32],
+        lag_norm: NDArray[np.float32],
+        out: Sequence[NDArray[np.float32]],
+    ) -> None:
         transform = scipy.fft.rfft if self.is_real else scipy.fft.fft
         cores, wholes = (transform(part, self.n_padded, axis=-1) for part in self.faded(values))
         wholes = wholes.conj()
-        return [self._at_lags(cores[i] * wholes[j - 1]) for i, j in self.config.pairs]
+        for (i, j), target in zip(self.config.pairs, out, strict=True):
+            correlation = self._at_lags(cores[i] * wholes[j - 1]) * (core_norm[i] * lag_norm[j - 1])
+            if not self.is_real:
+                correlation = np.sqrt(np.square(correlation.real) + np.square(correlation.imag))
+            target[:] = np.clip(correlation, -1.0, 1.0)
 
     def _at_lags(self, cross: NDArray[np.complex64]) -> NDArray[Any]:
         """Cross spectra, (frames, bins), to sums, (frames, lags)."""
@@ -155,18 +173,27 @@ class CompiledSums(_Sums):
         self._cores = self._fft.input[:rows, :, self.core]
         self._wholes = self._fft.input[rows:, :, : config.n_fft]
         self._grid = LagGrid(self.half, self.lags, two_sided=not self.is_real)
-        self._at_lags = np.stack([self._grid.matrix.real, self._grid.matrix.imag])
+        shape = (self.batch, len(pairs), self._grid.size)
+        self._zoom = kernels.PlannedFft(shape)
+        self._back = kernels.PlannedFft(shape, inverse=True)
+        self._sums = self._zoom.input  # whose padding stays zero
         # Compiling takes seconds: now, and not when the first samples wait.
-        self(np.zeros((config.n_receivers, 1, config.n_fft), self._fft.input.dtype))
+        norms = np.ones((config.n_receivers, 1, config.n_lags), np.float32)
+        out = [np.empty((1, config.n_lags), np.float32) for _ in pairs]
+        self(np.zeros((config.n_receivers, 1, config.n_fft), self._fft.input.dtype), norms[..., :1], norms[1:], out)
 
-    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        count = values.shape[1]
+    def __call__(
+        self,
+        values: NDArray[Any],
+        core_norm: NDArray[np.float32],
+        lag_norm: NDArray[np.float32],
+        out: Sequence[NDArray[np.float32]],
+    ) -> None:
+        count, grid, kernels = values.shape[1], self._grid, self._kernels
         cores, wholes = self.faded(values)
         self._cores[:, :count], self._wholes[:, :count] = cores, wholes
         self._fft(count)
-        grid = self._grid
-        parts = np.empty((1 if self.is_real else 2, len(self._first), count, len(self.lags)), np.float32)
-        self._kernels.correlate(
+        kernels.gather_cross(
             self._core_spectra,
             self._whole_spectra,
             self._first,
@@ -178,7 +205,12 @@ class CompiledSums(_Sums):
             grid.n_padded,
             grid.taps,
             grid.step,
-            self._at_lags,
-            parts,
+            grid.chirp,
+            self._sums,
         )
-        return parts[0] if self.is_real else parts[0] + np.complex64(1j) * parts[1]
+        self._zoom(count)
+        np.multiply(self._zoom.output[:count], grid.response, out=self._back.input[:count])
+        self._back(count)
+        for pair, ((i, j), target) in enumerate(zip(self.config.pairs, out, strict=True)):
+            values = self._back.output[:count, pair]
+            kernels.coefficients(values, grid.finish, not self.is_real, core_norm[i], lag_norm[j - 1], target)
