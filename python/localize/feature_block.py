@@ -34,13 +34,22 @@ class feature_block(gr.decim_block):
         self._announced: MelSpectrogram | CrossCorrelation | None = None
         self._n_inputs, self._n_outputs = n_inputs, n_outputs
         self._many = -(-BUFFERED_SAMPLES // config.hop)
+        self._group, self._first = 1, 0
         self.set_history(max(config.n_fft - config.hop, 0) + 1)
         self.set_output_multiple(self._many)
         self.set_tag_propagation_policy(gr.TPP_DONT)
 
+    def group_frames(self, group: int, first: int = 0) -> None:
+        """Before the flowgraph starts: make frames in groups, after `first` ones (fewer than a group).
+
+        What a group does not fill at the end of a stream is lost.
+        """
+        self._group, self._first = group, first
+        self.set_output_multiple(-(-self._many // group) * group)
+
     def start(self) -> bool:
         # The multiple was for the buffers, which are there by now; frames go out as they come.
-        self.set_output_multiple(1)
+        self.set_output_multiple(self._group)
         self._announced = None
         return True
 
@@ -59,6 +68,9 @@ class feature_block(gr.decim_block):
     @guarded
     def work(self, input_items: Any, output_items: Any) -> int:
         feature, n_frames = self._feature, len(output_items[0])
+        if self._first and self.nitems_written(0) == 0:
+            n_frames = self._first
+            output_items = [output[:n_frames] for output in output_items]
         n_fft, hop = feature.config.n_fft, feature.config.hop
         # One stream is taken where it lies.
         samples = input_items[0][None] if self._n_inputs == 1 else np.stack(input_items)

@@ -173,6 +173,14 @@ class onnx_inference(gr.sync_block):
         self._worker: InferenceWorker[_Job, Callable[[], list[Fix]]] | None = None
         self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
         self._publishing = threading.Lock()
+        index = {receiver.name: k for k, receiver in enumerate(self.contract.receivers)}
+        correlations = [k for k, each in enumerate(self.contract.channels) if each.feature == "cross_correlation"]
+        self._repeated = set(correlations[1:])
+        self._receivers_of = [
+            list(index.values()) if port in correlations else [index[name] for name in channel.receivers]
+            for port, channel in enumerate(self.contract.channels)
+        ]
+        self._first = 0
         self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
         self._reset()
 
@@ -225,6 +233,11 @@ class onnx_inference(gr.sync_block):
         self._finishing = True
         if self._worker is not None:
             self._worker.settle(timeout_s)
+
+    def group_frames(self, group: int, first: int = 0) -> None:
+        """Before the flowgraph starts: take frames in groups, after `first` ones (fewer than a group)."""
+        self._first = first
+        self.set_output_multiple(group)
 
     def start(self) -> bool:
         self.failure = None
@@ -313,9 +326,10 @@ class onnx_inference(gr.sync_block):
     def work(self, input_items: Any, output_items: Any) -> int:
         assert self._worker is not None  # the scheduler calls start() first
         count = len(input_items[0])
-        self._read_tags(count)
-        features = np.stack(input_items, axis=1)
-        level_db, flags = self._quality(count)
+        if self._first and self._frames == 0:
+            count = self._first
+        level_db, flags = self._read_tags(count)
+        features = np.stack([frames[:count] for frames in input_items], axis=1)
         skipped = min(max(self._warmup - self._frames, 0), count)
         if skipped:
             self._assembler.restart(self._frames + skipped)
@@ -332,25 +346,45 @@ class onnx_inference(gr.sync_block):
         self._report_drops()
         return count
 
-    def _read_tags(self, count: int) -> None:
-        for port in range(len(self.contract.channels)):
+    def _read_tags(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Take note of what the tags of the next frames say; return their levels and flags, (count, receivers).
+
+        One pass over each input: a look at its tags takes longer than a look at its frames.
+        """
+        for port, receivers in enumerate(self._receivers_of):
             first = self.nitems_read(port)
-            for tag in self.get_tags_in_range(port, first, first + count, tags.FEATURES):
-                self._check_features(port, tag.value)
-        first = self.nitems_read(0)
-        for tag in self.get_tags_in_range(0, first, first + count):
-            if pmt.eq(tag.key, tags.RX_TIME):
-                moment = tags.time_from_pmt(tag.value)
-                if moment is not None:
-                    self._times.add(tag.offset, moment)
-            elif pmt.eq(tag.key, tags.RX_FREQ):
-                frequency_hz = tags.frequency_from_pmt(tag.value)
-                if frequency_hz is not None:
-                    self._frequencies.add(tag.offset, frequency_hz)
-            elif pmt.eq(tag.key, tags.ALIGNMENT):
-                alignment = tags.alignment_from_pmt(tag.value)
-                if alignment is not None:
-                    self._alignments.add(tag.offset, alignment)
+            for tag in self.get_tags_in_range(port, first, first + count):
+                if pmt.eq(tag.key, tags.FEATURES):
+                    self._check_features(port, tag.value)
+                elif pmt.eq(tag.key, tags.LEVELS):
+                    self._note(self._levels, tags.levels_from_pmt(tag.value, len(receivers)), tag.offset - first, port)
+                elif pmt.eq(tag.key, tags.FLAGS):
+                    self._note(self._flags, tags.flags_from_pmt(tag.value, len(receivers)), tag.offset - first, port)
+                elif port == 0:
+                    self._read_stream_tag(tag)
+        level_db, flags = self._levels.take(count), self._flags.take(count)
+        # time_align repeats this flag more rarely than some frames come, and decides it once.
+        self._unaligned |= np.bitwise_or.reduce(flags, axis=0, initial=0) & int(SampleFlag.UNALIGNED)
+        return level_db, flags | self._unaligned
+
+    def _note(self, kept: FrameValues, rows: np.ndarray | None, ahead: int, port: int) -> None:
+        # A correlation block writes all receivers' quality on each of its outputs: once is enough.
+        if rows is not None and port not in self._repeated:
+            kept.add(ahead, rows, self._receivers_of[port])
+
+    def _read_stream_tag(self, tag: Any) -> None:
+        if pmt.eq(tag.key, tags.RX_TIME):
+            moment = tags.time_from_pmt(tag.value)
+            if moment is not None:
+                self._times.add(tag.offset, moment)
+        elif pmt.eq(tag.key, tags.RX_FREQ):
+            frequency_hz = tags.frequency_from_pmt(tag.value)
+            if frequency_hz is not None:
+                self._frequencies.add(tag.offset, frequency_hz)
+        elif pmt.eq(tag.key, tags.ALIGNMENT):
+            alignment = tags.alignment_from_pmt(tag.value)
+            if alignment is not None:
+                self._alignments.add(tag.offset, alignment)
 
     def _check_features(self, port: int, value: Any) -> None:
         wanted, found = self._parameters[port], tags.features_from_pmt(value)
@@ -362,32 +396,6 @@ class onnx_inference(gr.sync_block):
             both = ", ".join(f"{key}={wanted[key]!r} (input gives {configuration.get(key)!r})" for key in differing)
             raise ModelError(f"input {port}: the model {self.contract.name} wants {both}")
         self._warmup = max(self._warmup, warmup_frames)
-
-    def _quality(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Levels and flags of the next frames out of the tags of all inputs, (count, receivers)."""
-        index = {receiver.name: k for k, receiver in enumerate(self.contract.receivers)}
-        read: set[str] = set()
-        for port, channel in enumerate(self.contract.channels):
-            # A correlation block writes all receivers' quality on each of its outputs: once is enough.
-            if channel.feature == "cross_correlation" and channel.feature in read:
-                continue
-            read.add(channel.feature)
-            names = channel.receivers if channel.feature == "log_mel" else tuple(index)
-            of = [index[name] for name in names]
-            first = self.nitems_read(port)
-            for tag in self.get_tags_in_range(port, first, first + count):
-                if pmt.eq(tag.key, tags.LEVELS):
-                    kept, rows = self._levels, tags.levels_from_pmt(tag.value, len(of))
-                elif pmt.eq(tag.key, tags.FLAGS):
-                    kept, rows = self._flags, tags.flags_from_pmt(tag.value, len(of))
-                else:
-                    continue
-                if rows is not None:
-                    kept.add(tag.offset - first, rows, of)
-        level_db, flags = self._levels.take(count), self._flags.take(count)
-        # time_align repeats this flag more rarely than some frames come, and decides it once.
-        self._unaligned |= np.bitwise_or.reduce(flags, axis=0, initial=0) & int(SampleFlag.UNALIGNED)
-        return level_db, flags | self._unaligned
 
     def _context(self, window: Window) -> WindowContext:
         """What the tags up to the window's end say, however many frames came at once."""

@@ -261,19 +261,20 @@ class _Stream:
             return np.zeros(count, np.complex64)
         piece = self.line.pieces[0]
         segment = piece.segments[0]
-        whole, fraction = segment.place(grid, count)
         # Samples of another piece, or before the first, are no neighbours: zeros stand there.
         first = max(piece.first, self.buffer.first)
         own = self.buffer.view(first, self.seen if piece.end is None else piece.end)
         if segment.pace == 1.0 and segment.offset == 0.0:
-            return own[whole[0] - first : whole[0] - first + count].copy()
+            start = segment.sample_of(grid)[0] - first
+            return own[start : start + count].copy()
+        whole, fraction = segment.place(grid, count)
         return interpolate_at(own, whole - first, fraction)
 
     def source(self, grid: int) -> int:
         """The sample that stands at `grid`, or where its piece ends so far."""
         piece = self.line.pieces[0]
-        whole, _ = piece.segments[0].place(grid, 1)
-        return min(int(whole[0]), self.line.horizon if piece.end is None else piece.end)
+        whole, _ = piece.segments[0].sample_of(grid)
+        return min(whole, self.line.horizon if piece.end is None else piece.end)
 
     def forget(self, grid: int) -> None:
         """Samples that no step from `grid` on depends on."""

@@ -53,6 +53,12 @@ class Segment:
         whole = np.floor(position)
         return whole.astype(np.int64) + self.first, position - whole
 
+    def sample_of(self, step: int) -> tuple[int, float]:
+        """Whole sample and fraction of one grid step, as `place` has them."""
+        position = (float(step - self.grid) - self.offset) * self.pace
+        whole = math.floor(position)
+        return whole + self.first, position - whole
+
     def step_of(self, sample: int) -> tuple[int, float]:
         """Grid step of a sample, whole and fraction."""
         steps = self.offset + (sample - self.first) / self.pace
@@ -62,8 +68,11 @@ class Segment:
     def first_step(self, sample: int) -> int:
         """The first grid step at `sample` or later; one earlier by a rounding error, ON_SAMPLE, is at it."""
         near, _ = self.step_of(sample)
-        whole, fraction = self.place(near - 1, 4)
-        return near - 1 + int(np.argmax(whole - sample + fraction >= -ON_SAMPLE))
+        for step in range(near - 1, near + 3):
+            whole, fraction = self.sample_of(step)
+            if whole - sample + fraction >= -ON_SAMPLE:
+                return step
+        return near - 1
 
 
 @dataclass

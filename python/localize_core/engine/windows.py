@@ -13,6 +13,7 @@ from localize_core.errors import ConfigError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
 
+GROUP_S = 0.025
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -108,6 +109,17 @@ class WindowAssembler:
         for array in (self._features, self._level_db, self._flags):
             array[:kept] = array[self.time_steps - kept :].copy()
         self._held = kept
+
+
+def frame_group(time_steps: int, window_hop: int, hop_s: float) -> int:
+    """Frames that a live stream may hand on at once without a window waiting for frames that it does not need.
+
+    Divides windows and what lies between their starts. At most an eighth of a window and `GROUP_S`: what the group that
+    ends a window costs is what its fix waits for.
+    """
+    common = math.gcd(time_steps, window_hop)
+    most = max(min(time_steps / 8.0, GROUP_S / hop_s), 1.0)
+    return max(size for size in range(1, common + 1) if common % size == 0 and size <= most)
 
 
 @dataclass(frozen=True)
