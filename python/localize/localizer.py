@@ -8,7 +8,7 @@ from typing import Any
 from gnuradio import gr
 from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.engine.frames import warmup_frames
-from localize_core.engine.windows import frame_group
+from localize_core.engine.windows import frame_groups
 from localize_core.errors import ConfigError
 from localize_core.model.store import compiled_model_path
 from localize_core.serving.engine import Engine
@@ -113,9 +113,9 @@ class localizer(gr.hier_block2):
         if live:
             hop_s = contract.hop / contract.sample_rate_hz
             steps = self.inference.engine.time_steps
-            group = frame_group(steps, window_hop or steps, hop_s)
+            groups = frame_groups(steps, window_hop or steps, warmup_frames(contract), hop_s)
             for block in (block for block in self.blocks if hasattr(block, "group_frames")):
-                block.group_frames(group, warmup_frames(contract) % group)
+                block.group_frames(*groups)
         self.counters = BlockCounters(self.blocks)
         self.engine.observe("blocks", self.counters)
         for message in ("fix", "shadow", "status"):

@@ -197,6 +197,25 @@ def test_streams_become_fixes(station, received):
     assert fixes[0].timestamp.timestamp() == pytest.approx(first_centre_s, abs=1e-5)
 
 
+def test_a_live_station_hands_on_frames_in_groups_and_answers_the_same(station, received):
+    localizer = localize.localizer(station, n_receivers=4, live=True)
+    assert localizer.inference.output_multiple() > 1
+    published: list[Fix] = []
+    publish = localizer.inference._publish
+    localizer.inference._publish = lambda fix: (published.append(fix), publish(fix))
+    flowgraph = gr.top_block()
+    sources = [tagged_source(samples, scene_of(station), True) for samples in received]
+    for index, source in enumerate(sources):
+        flowgraph.connect(source, (localizer, index))
+    flowgraph.run()
+    waited = locate(station, received)
+    assert [fix.sequence for fix in published] == [fix.sequence for fix in waited] == [0, 1]
+    for ours, theirs in zip(published, waited, strict=True):
+        assert ours.timestamp == theirs.timestamp
+        assert ours.position == theirs.position
+        assert [report.level_db for report in ours.receivers] == [report.level_db for report in theirs.receivers]
+
+
 def comparable(fixes: Sequence[Fix]) -> list[dict[str, Any]]:
     """What must not differ between two runs."""
     own = ("stream", "inference_time_ms", "latency_ms")

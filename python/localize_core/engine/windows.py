@@ -111,15 +111,16 @@ class WindowAssembler:
         self._held = kept
 
 
-def frame_group(time_steps: int, window_hop: int, hop_s: float) -> int:
+def frame_groups(time_steps: int, window_hop: int, warmup: int, hop_s: float) -> tuple[int, int]:
     """Frames that a live stream may hand on at once without a window waiting for frames that it does not need.
 
-    Divides windows and what lies between their starts. At most an eighth of a window and `GROUP_S`: what the group that
-    ends a window costs is what its fix waits for.
+    `warmup`: frames before the first window. Returns how many, and how many come before the first group, fewer than it.
+    A group is at most an eighth of a window and `GROUP_S`: what the one that ends a window costs is what its fix waits
+    for.
     """
-    common = math.gcd(time_steps, window_hop)
     most = max(min(time_steps / 8.0, GROUP_S / hop_s), 1.0)
-    return max(size for size in range(1, common + 1) if common % size == 0 and size <= most)
+    group = max(size for size in range(1, window_hop + 1) if window_hop % size == 0 and size <= most)
+    return group, (warmup + time_steps) % group
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.engine.history import History
-from localize_core.engine.windows import Window, WindowAssembler
+from localize_core.engine.windows import Window, WindowAssembler, frame_groups
 from localize_core.errors import ConfigError
 from localize_core.features.quality import SampleFlag
 
@@ -100,6 +100,23 @@ def test_a_receiver_is_unusable_when_most_of_its_frames_are(flag, bad_frames, un
 def test_sizes_are_positive(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value}"):
         WindowAssembler(1, 1, 1, **{"time_steps": 4, "window_hop": 4, name: value})
+
+
+@given(
+    time_steps=st.integers(1, 200), window_hop=st.integers(1, 200), warmup=st.integers(0, 9), hop_s=st.floats(1e-5, 1.0)
+)
+def test_groups_of_frames_end_where_windows_do(time_steps, window_hop, warmup, hop_s):
+    group, first = frame_groups(time_steps, window_hop, warmup, hop_s)
+    assert 0 <= first < group <= max(time_steps / 8.0, 1.0)
+    assert group == 1 or group * hop_s <= 0.025
+    for window in range(3):
+        assert (warmup + time_steps + window * window_hop - first) % group == 0
+
+
+def test_groups_are_as_large_as_they_may_be():
+    # 75 frames every 76 of 3.3 ms: groups of 4, for 8 would be more than 25 ms and do not divide 76.
+    assert frame_groups(75, 76, 1, 7932 / 2.4e6) == (4, 0)
+    assert frame_groups(64, 64, 3, 1e-4) == (8, 3)
 
 
 @given(
