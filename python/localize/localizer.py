@@ -31,7 +31,7 @@ class localizer(gr.hier_block2):
     their `rx_time` tags. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0
     take the station's, and so do a `min_confidence` and a `probability` of None (0.5 and 0.95 without a station).
     `name`: the station's name in fixes, its own if empty. `cache` and `cache_redis`, where empty: the station's, or
-    without one "auto" and no Redis.
+    without one "auto" and no Redis; `cache_similar` of False: the station's as well.
 
     Raises ConfigError, ModelError or SourceError before the flowgraph starts.
     """
@@ -49,6 +49,7 @@ class localizer(gr.hier_block2):
         name: str = "",
         cache: str = "",
         cache_redis: str = "",
+        cache_similar: bool = False,
     ) -> None:
         gr.hier_block2.__init__(
             self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
@@ -60,7 +61,7 @@ class localizer(gr.hier_block2):
                     update={"model": station.model.model_copy(update={"probability": probability})}
                 )
             name = name or station.station.name
-            kept = _cache(station.cache, cache, cache_redis)
+            kept = _cache(station.cache, cache, cache_redis, cache_similar)
             settings = station.model
             plan = plan_station(station) if "compiled" in (settings.uri, settings.fallback) else None
             compiled = None if plan is None else compiled_model_path(plan.spec)
@@ -74,7 +75,9 @@ class localizer(gr.hier_block2):
             settings = make_settings(ModelTable, uri=source)
             if probability is not None:
                 settings = settings.model_copy(update={"probability": probability})
-            engine = _engine(settings, name, min_confidence, cache_settings(cache or "auto", cache_redis))
+            engine = _engine(
+                settings, name, min_confidence, cache_settings(cache or "auto", cache_redis, similar=cache_similar)
+            )
         self._station_confidence = settings.min_confidence
         contract = engine.contract
         wanted = len(contract.receivers)
@@ -141,16 +144,19 @@ class localizer(gr.hier_block2):
         return next((block.failure for block in self.blocks if block.failure is not None), None)
 
 
-def _cache(station: CacheSettings, cache: str, redis: str) -> CacheSettings | None:
+def _cache(station: CacheSettings, cache: str, redis: str, similar: bool) -> CacheSettings | None:
     """A station's settings with what the block's parameters say otherwise."""
-    if not cache and not redis:
+    if not cache and not redis and not similar:
         return station
-    wanted = cache_settings(cache or "auto", redis)
+    wanted = cache_settings(cache or "auto", redis, similar=similar)
     if wanted is None:
         return None
+    if similar and station.similar is not None:
+        wanted = wanted.model_copy(update={"similar": station.similar})
     named = {"redis"} if redis else set()
+    named |= {"similar"} if similar else set()
     named |= {"live", "replay", "requests"} if cache else set()
-    return station.model_copy(update=wanted.model_dump(include=named))
+    return station.model_copy(update={name: getattr(wanted, name) for name in named})
 
 
 def _engine(

@@ -55,8 +55,9 @@ class onnx_inference(gr.sync_block):
     `registry`, `poll_s`, `fallback`, `deadline_ms`, `max_in_flight`: see ServingSettings; `challenger` and what follows
     it: ChallengerSettings; `threads` to `arena`: SessionSettings; `queue_windows` to `max_delay_ms`: QueueSettings.
     `cache`: whether answers are kept for windows that come again: "off", "auto" for requests and streams that wait,
-    "on" for live ones too; `cache_redis`: address of a Redis that keeps them as well. All these mean nothing beside an
-    engine.
+    "on" for live ones too; `cache_redis`: address of a Redis that keeps them as well;
+    `cache_similar`: whether windows of a live stream that are like a recent one get its answer. All these mean nothing
+    beside an engine.
 
     Messages: commands on `control`, requests on `pdus`, the challenger's fixes on `shadow`.
 
@@ -104,6 +105,7 @@ class onnx_inference(gr.sync_block):
         max_delay_ms: float = 0.0,
         cache: str = "auto",
         cache_redis: str = "",
+        cache_similar: bool = False,
     ) -> None:
         if not station:
             raise ConfigError("station: must not be empty, fixes carry it")
@@ -140,7 +142,7 @@ class onnx_inference(gr.sync_block):
                 station=station,
                 min_confidence=min_confidence,
                 probability=probability,
-                cache=cache_settings(cache, cache_redis),
+                cache=cache_settings(cache, cache_redis, similar=cache_similar),
             )
         self.contract = self.engine.contract
         _check_ports(self.contract, n_channels, rows)
@@ -249,7 +251,7 @@ class onnx_inference(gr.sync_block):
             self._conclude,
             policy="block" if not self._live else "drop-oldest" if queue.drop == "oldest" else "drop-newest",
             capacity=queue.windows,
-            threads=self.engine.settings.max_in_flight if self.engine.is_remote else 1,
+            threads=self.engine.settings.max_in_flight if self.engine.is_remote and not self.engine.takes_turns else 1,
             # Which windows are answered together is a matter of chance, and with it the last digits of their fixes:
             # those of recordings are the same every time.
             max_batch=queue.max_batch if self._live else 1,

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from localize_core.cache.lru import ENTRY_BYTES
+from localize_core.cache.similarity import SimilaritySettings
 from localize_core.errors import ConfigError
 
 MODES = ("off", "auto", "on")
@@ -21,6 +22,9 @@ class CacheSettings(BaseModel):
     live: bool = Field(False, description="for streams of radios, whose noise never repeats: it costs, and never hits")
     replay: bool = Field(True, description="for streams that wait: recordings and simulations as fast as they go")
     requests: bool = Field(True, description="for requests beside the streams")
+    similar: SimilaritySettings | None = Field(
+        None, description="answers of live streams for windows that are like a recent one; its keys have defaults"
+    )
     ttl_s: int = Field(3600, ge=1, le=30 * 86_400, description="how long an answer is kept")
     max_items: int = Field(50_000, ge=1, le=100_000_000, description="answers in this process")
     max_bytes: int = Field(64 << 20, ge=4 * ENTRY_BYTES, le=1 << 40, description="memory for answers in this process")
@@ -69,17 +73,19 @@ def without_password(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:…@", text)
 
 
-def cache_settings(mode: str, redis: str = "") -> CacheSettings | None:
+def cache_settings(mode: str, redis: str = "", *, similar: bool = False) -> CacheSettings | None:
     """Settings from a block's parameters: `mode` off, auto (requests, and streams that wait) or on (live ones too).
+    `similar`: whether windows of live streams get the answer of a recent one that they are like.
 
     Raises ConfigError for another mode, or an address that is none.
     """
     if mode not in MODES:
         raise ConfigError(f"cache={mode!r}: must be one of {', '.join(MODES)}")
+    likeness = SimilaritySettings() if similar else None
     if mode == "off":
-        return None
+        return CacheSettings(replay=False, requests=False, similar=likeness) if similar else None
     try:
         address = checked_redis_url(redis) if redis else None
     except ValueError as error:
         raise ConfigError(f"cache_redis={without_password(redis)!r}: {error}") from error
-    return CacheSettings(live=mode == "on", redis=address)
+    return CacheSettings(live=mode == "on", redis=address, similar=likeness)

@@ -12,6 +12,7 @@ import numpy as np
 
 from localize_core.cache.answers import AnswerCache, AnswerKeys
 from localize_core.engine.masking import ChannelMask
+from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Framing, Window
 from localize_core.errors import ConfigError, EngineError, UnavailableError
 from localize_core.features.quality import SampleFlag
@@ -116,6 +117,25 @@ class Locator:
             return self._recalled(cache, self._keys, usable, fed, masked)
         outputs, spent_ms = self._timed(masked)
         return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+
+    def infer_alike(self, window: Window, similar: SimilarityCache, key: str, moment_s: float) -> Inference:
+        """The same for one window of a stream, of which `similar` knows recent answers. Raises UnavailableError.
+
+        `key`: of this model's release. `moment_s`: when the window was complete, of a clock that only rises.
+        """
+        sound = self._mask.sound(window)
+        usable = self._mask.usable(sound)
+        if np.count_nonzero(usable) < self._min_receivers:
+            return Inference([usable], {}, 0.0)
+        began = time.perf_counter()
+        known = similar.match(window, key, moment_s)
+        lookup_ms = (time.perf_counter() - began) * 1e3
+        if known is not None:
+            return Inference([usable], {0: known.output}, 0.0, frozenset({0}), lookup_ms)
+        (output,), spent_ms = self._timed([self._mask.apply(window.features, sound)])
+        if output is not None and self._is_answer(output):
+            similar.keep(window, output, key, moment_s)
+        return Inference([usable], {0: output}, spent_ms, frozenset(), lookup_ms)
 
     def _recalled(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 from localize_core.cache.answers import AnswerCache, open_cache
 from localize_core.cache.settings import CacheSettings
 from localize_core.engine.locator import Inference, WindowContext
+from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Window
 from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import ConfigError, LocalizeError, ModelError, UnavailableError
@@ -94,6 +95,8 @@ class Engine:
         self._numbering = threading.Lock()
         self._numbered = 0
         self._live = False
+        self._alike: dict[str, SimilarityCache] = {}
+        self._tuned_hz: float | None = None
         self._observed: dict[str, Callable[[], Any]] = {}
         self._on_status: OnStatus | None = None
         self._on_shadow: OnFix | None = None
@@ -133,6 +136,7 @@ class Engine:
         settings say otherwise; if not live, comparisons hold the caller back.
         """
         self._on_status, self._on_shadow, self._live = on_status, on_shadow, live
+        self._alike, self._tuned_hz = {}, None
         if self._cache is not None:
             self._cache.start()
         self._start_shadow()
@@ -261,15 +265,28 @@ class Engine:
     ) -> Callable[[], list[Fix]]:
         serving = arm.acquire()
         if serving is not None:
+            similar = self._similar(arm, contexts)
             try:
-                inference = serving.locator.infer(windows, cache)
+                if similar is not None:
+                    inferences = [
+                        serving.locator.infer_alike(window, similar, serving.key, context.completed_s)
+                        for window, context in zip(windows, contexts, strict=True)
+                    ]
+                else:
+                    inference = serving.locator.infer(windows, cache)
             except UnavailableError as error:
                 if arm.unavailable(str(error)):
                     self.notify()
                     if self._watcher is not None and self.settings.poll_s:
                         self._watcher.hasten()  # the version that is asked for may be gone for another
             else:
-                return lambda: self._concluded(arm, serving, inference, windows, contexts)
+                if similar is None:
+                    return lambda: self._concluded(arm, serving, inference, windows, contexts)
+                each = [*zip(inferences, windows, contexts, strict=True)]
+                return lambda: [
+                    self._concluded(arm, serving, inference, [window], [context])[0]
+                    for inference, window, context in each
+                ]
             finally:
                 serving.release()
         if arm is not self._champion:
@@ -300,6 +317,25 @@ class Engine:
         else:
             self._take_note(arm, serving, fixes)
         return fixes
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether windows of the stream have to be answered one after the other, for one tells of the next."""
+        return self._live and self._cache_settings.similar is not None
+
+    def _similar(self, arm: Arm, contexts: Sequence[WindowContext]) -> SimilarityCache | None:
+        """Recent answers of the arm to the live stream, None where likeness does not count. Requests are no stream."""
+        settings = self._cache_settings.similar
+        if settings is None or not self._live or contexts[0].id is not None:
+            return None
+        if arm.name not in self._alike:
+            self._alike[arm.name] = SimilarityCache(self.contract, settings)
+        if contexts[-1].frequency_hz != self._tuned_hz:
+            # Whatever is heard there, it is another emitter.
+            self._tuned_hz = contexts[-1].frequency_hz
+            for kept in self._alike.values():
+                kept.forget()
+        return self._alike[arm.name]
 
     def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:
         """The arm has answered: count it, and what does that say of its health?"""
@@ -524,6 +560,7 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
+            **({} if not self._alike else {"similar": {arm: dict(kept.counts) for arm, kept in self._alike.items()}}),
             **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from localize_core.cache.settings import CacheSettings, without_password
+from localize_core.cache.settings import CacheSettings, SimilaritySettings, without_password
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
@@ -311,6 +311,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "file": FileTable,
     "control": ControlTable,
     "cache": CacheSettings,
+    "similar": SimilaritySettings,
     "metrics": _Table,
     "scene": SceneConfig,
 }

@@ -155,6 +155,7 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[cache]", "redis", ["redis://localhost:6379/0", "rediss://a:b@host"], ["localhost", "redis://h?timeout=5", ""]),
     ("[cache]", "timeout_ms", [0.5, 100.0], [0.0, 101.0, "nan"]),
     ("[cache]", "prefix", ["", "site:"], [5]),
+    ("[cache]", "similar", [{}, {"max_age_s": 2.5, "max_windows": 8}], [{"max_age_s": 0}, {"power": 1.0}]),
     ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
     ("[publish.zmq]", "high_water_mark", [1], [0]),
     ("[publish.zmq]", "linger_ms", [0], [-1]),
