@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pmt
 import pytest
@@ -31,7 +34,10 @@ def test_every_fix_comes_back(make_fix, changes):
     fix = make_fix(**changes)
     message = fix_to_pmt(fix)
     assert fix_from_pmt(message) == fix
-    assert pmt.to_python(message) == fix_to_dict(fix)
+    seconds, fraction = pmt.to_python(pmt.dict_ref(message, pmt.intern("timestamp"), pmt.PMT_NIL))
+    assert datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=round(fraction * 1e6)) == fix.timestamp
+    assert {**pmt.to_python(message), "timestamp": fix_to_dict(fix)["timestamp"]} == fix_to_dict(fix)
+    assert fix_from_pmt(pmt.to_pmt(fix_to_dict(fix))) == fix  # a timestamp in words will do
     assert fix_from_pmt(pmt.deserialize_str(pmt.serialize_str(message))) == fix
 
 
@@ -45,6 +51,31 @@ def test_message_is_laid_out_like_the_json(make_fix):
     assert pmt.is_null(get(message, "reason"))
     receiver = pmt.vector_ref(get(message, "receivers"), 0)
     assert pmt.symbol_to_string(get(receiver, "name")) == "north"
+
+
+def test_microseconds_survive(make_fix):
+    fix = make_fix()
+    for microsecond in (0, 1, 7, 123_457, 999_999):
+        changed = replace(fix, timestamp=fix.timestamp.replace(microsecond=microsecond))
+        assert fix_from_pmt(fix_to_pmt(changed)) == changed
+
+
+def test_fixes_leave_no_symbols_behind(make_fix):
+    """GNU Radio keeps every symbol for good: a station that runs for months must not make new ones."""
+
+    def resident_kib() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4
+
+    fix = make_fix()
+    growth = []
+    for turn in range(3):
+        before = resident_kib()
+        for number in range(4000):
+            moment = fix.timestamp + timedelta(microseconds=4000 * turn + number)
+            changed = replace(fix, timestamp=moment, sequence=number, confidence=0.5 + number * 1e-5)
+            fix_from_pmt(fix_to_pmt(changed))
+        growth.append(resident_kib() - before)
+    assert min(growth) < 100  # as symbols, 4000 timestamps take 560 KiB
 
 
 def test_no_fix_has_nil_for_a_position(make_fix):
