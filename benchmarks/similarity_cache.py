@@ -32,8 +32,9 @@ from typing import Any
 
 import click
 import numpy as np
-from localize_core.cache.similarity import SimilarityCache, SimilaritySettings
+from localize_core.cache.settings import SimilaritySettings
 from localize_core.engine.frames import FeatureFrames, warmup_frames
+from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Window, WindowAssembler
 from localize_core.model.base import ModelOutput
 from localize_core.model.onnx_model import OnnxModel
@@ -248,7 +249,7 @@ def steady(site: Site, snr_db: float, *, trials: int, seed: int, waveform: str =
         fresh = [site.answer(window) for window in windows]
         stream = Stream(site)
         stream.push(windows, fresh)
-        counts += Counter(stream.cache.counts) + Counter(stream.cache.refused)
+        counts += Counter({"hit": stream.cache.hits, **stream.cache.misses}) + Counter(stream.cache.refused)
         spent_s += stream.spent_s
         away = [
             [

@@ -8,10 +8,30 @@ from urllib.parse import parse_qs, urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from localize_core.cache.lru import ENTRY_BYTES
-from localize_core.cache.similarity import SimilaritySettings
 from localize_core.errors import ConfigError
 
 MODES = ("off", "auto", "on")
+
+
+class SimilaritySettings(BaseModel):
+    """Answers for windows that are like a recent one: how close is close enough, and for how long.
+
+    `false_alarm` bounds the windows of a steady emitter that are inferred anew for nothing, by chance.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    max_age_s: float = Field(10.0, gt=0.0, description="seconds after which an answer is not given out any more")
+    max_windows: int = Field(64, ge=1, le=4096, description="windows after which it is not either")
+    false_alarm: float = Field(0.05, gt=0.0, le=0.5, description="share of a steady emitter's windows inferred in vain")
+    jump_sigma: float = Field(
+        3.0, gt=0.0, description="displacement to be noticed, in standard deviations of the answer, in three windows"
+    )
+    power: float = Field(0.995, gt=0.5, lt=1.0, description="probability of noticing it")
+    reference_windows: int = Field(8, ge=1, le=256, description="most windows whose mean is the reference")
+    min_confidence: float = Field(
+        0.5, ge=0.0, le=1.0, description="an answer of less is no position, and what moves is of no concern"
+    )
 
 
 class CacheSettings(BaseModel):

@@ -560,7 +560,7 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
-            **({} if not self._alike else {"similar": {arm: dict(kept.counts) for arm, kept in self._alike.items()}}),
+            **({} if not self._alike else {"similar": {arm: kept.as_dict() for arm, kept in self._alike.items()}}),
             **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 

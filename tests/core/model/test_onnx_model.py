@@ -34,7 +34,9 @@ def test_a_model_answers_a_batch(make_contract, make_model):
 def test_a_model_exported_for_one_window_answers_batches_too(make_contract, make_model):
     contract = make_contract(2)
     shape = (1, 3, contract.rows, "time_steps")
-    path = make_model(contract, position=lambda means: op.gather(means, op.const(np.array([0, 1])), axis=1), shape=shape)
+    path = make_model(
+        contract, position=lambda means: op.gather(means, op.const(np.array([0, 1])), axis=1), shape=shape
+    )
     features = np.random.default_rng(0).standard_normal((3, 3, contract.rows, 5)).astype(np.float32)
     output = OnnxModel(path).run(features)
     np.testing.assert_allclose(output.position, features.mean(axis=(2, 3))[:, :2], atol=1e-6)

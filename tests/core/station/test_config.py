@@ -142,7 +142,12 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[model]", "deadline_ms", [1.0, 1000.0], [0.0, 70_000.0]),
     ("[model]", "max_in_flight", [1, 256], [0, 257]),
     ("[model]", "session", [{"threads": 2, "providers": ["cuda", "cpu"], "strict": True}], [{"threads": 0}]),
-    ("[model]", "queue", [{"drop": "newest", "max_delay_ms": 2.5}], [{"windows": 0}, {"max_batch": 1, "max_delay_ms": 1}]),
+    (
+        "[model]",
+        "queue",
+        [{"drop": "newest", "max_delay_ms": 2.5}],
+        [{"windows": 0}, {"max_batch": 1, "max_delay_ms": 1}],
+    ),
     ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from localize_core.cache.similarity import SimilarityCache, SimilaritySettings
+from localize_core.cache.settings import SimilaritySettings
 from localize_core.engine.frames import FeatureFrames, warmup_frames
+from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Window, WindowAssembler
 from localize_core.features.quality import SampleFlag
 from localize_core.model.base import ModelOutput
@@ -201,7 +202,7 @@ def test_steady_windows_are_references(site):
 
 def test_an_answer_says_how_old_it_is(site, steady):
     cache = primed(site, steady)
-    assert cache.counts["hit"] == 7
+    assert cache.as_dict()["hits"] == 7
     found = cache.match(steady[8], "m", 1.0)
     assert found is not None
     assert (found.age_s, found.age_windows) == (1.0, 8)
