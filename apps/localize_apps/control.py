@@ -69,7 +69,8 @@ def _show(answer: dict[str, Any]) -> None:
     if windows := answer.get("windows"):
         lost = ", ".join(f"{count} at stage {stage}" for stage, count in windows["dropped"].items() if count)
         waiting = f"{windows['waiting']} wait, the oldest for {windows['age_ms']:.3g} ms"
-        click.echo(f"windows: {windows['offered']} offered, {windows['served']} served, {lost or 'none'} lost, {waiting}")
+        counts = f"{windows['offered']} offered, {windows['served']} served, {lost or 'none'} lost"
+        click.echo(f"windows: {counts}, {waiting}")
     if cache := answer.get("cache"):
         click.echo(f"cache: {_cached(cache)}")
     for block, found in answer.get("blocks", {}).items():

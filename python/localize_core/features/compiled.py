@@ -78,40 +78,140 @@ def _along(array: NDArray[Any], axis: int, start: int, count: int) -> NDArray[An
 
 
 @_jit
-def frame_energies(values: Any, parts: Any, margin: int, n_core: int, straight: float, core: Any, energy: Any) -> None:
-    """Energies as `correlation.CrossCorrelation._energies` has them, into `core` and `energy`.
+def centre(
+    samples: Any, start: int, hop: int, count: int, margin: int, n_core: int, flat: float, values: Any, empty: Any
+) -> None:
+    """Frames less their core's mean, and the energy below which there is only rounding error.
 
-    `values`: complex64 or float32, (receivers, frames, n_fft), and the same as float32 in `parts`. `straight`: sum of
-    the squared times of a core, 0 where lines are left in.
+    `samples`: complex values as float32, (receivers, 2 m). `values`: the same, (receivers, frames, 2 n_fft), frame i
+    from sample start + i * hop, of which the first `count` are made. `empty`: (receivers, count, 1).
     """
-    n_places, size = energy.shape[2], values.shape[2]
+    # Whole arrays and a count, here and below: for a part of one, Numba would make other loops, which round otherwise.
+    size = values.shape[2]
+    for receiver in range(values.shape[0]):
+        for frame in range(count):
+            first = 2 * (start + frame * hop)
+            row, target = samples[receiver, first : first + size], values[receiver, frame]
+            re, im = 0.0, 0.0
+            for begin in range(2 * margin, 2 * (margin + n_core), 2048):  # single precision adds few numbers well
+                part_re, part_im = _sums(row[begin : min(begin + 2048, 2 * (margin + n_core))])
+                re += part_re
+                im += part_im
+            mean_re, mean_im = np.float32(re / n_core), np.float32(im / n_core)
+            for k in range(size // 2):
+                target[2 * k] = row[2 * k] - mean_re
+                target[2 * k + 1] = row[2 * k + 1] - mean_im
+            empty[receiver, frame, 0] = flat * n_core * (float(mean_re) ** 2 + float(mean_im) ** 2)
+
+
+@_sum_jit
+def _sums(values: Any) -> Any:
+    re, im = np.float32(0.0), np.float32(0.0)
+    for k in range(values.size // 2):
+        re += values[2 * k]
+        im += values[2 * k + 1]
+    return re, im
+
+
+@_jit
+def norms(
+    values: Any,
+    parts: Any,
+    margin: int,
+    n_core: int,
+    straight: float,
+    empty: Any,
+    empty_part: float,
+    silence: float,
+    place: Any,
+    next_place: Any,
+    fraction: Any,
+    core_norm: Any,
+    lag_norm: Any,
+) -> None:
+    """Norms as `correlation.CrossCorrelation._norms` has them, into `core_norm` and `lag_norm`.
+
+    `values`: complex64 or float32, (receivers, frames or more, n_fft), and the same as float32 in `parts`. `straight`:
+    sum of the squared times of a core, 0 where lines are left in. `empty`, `empty_part`, `silence`: energies, absolute
+    or of the most at any place, up to which there is nothing. `place`, `next_place`, `fraction`: where the lags'
+    samples begin.
+    """
+    n_places, size = 2 * margin + 1, values.shape[2]
     width = parts.shape[2] // size
+    energies = np.empty(n_places)
     squares, totals, moments = np.empty(n_places), np.empty(n_places, np.complex128), np.empty(n_places, np.complex128)
     for receiver in range(values.shape[0]):
-        for frame in range(values.shape[1]):
+        for frame in range(core_norm.shape[1]):
             own = _sum_of_squares(parts[receiver, frame, width * margin : width * (margin + n_core)])
-            core[receiver, frame, 0] = own
+            least = max(empty[receiver, frame, 0], silence)
+            core_norm[receiver, frame, 0] = 1.0 / np.sqrt(own) if own > least else 0.0
             if receiver == 0:
                 continue
-            row, places = values[receiver, frame], energy[receiver - 1, frame]
+            row, target = values[receiver, frame], lag_norm[receiver - 1, frame]
             square: Any = 0.0
             total: Any = 0.0j
             moment: Any = 0.0j
-            for place in range(n_places):
-                squares[place], totals[place], moments[place] = square, total, moment
-                if place < n_places - 1:
-                    lost, gained = np.complex128(row[place]), np.complex128(row[place + n_core])
+            middle = (size - 1) / 2
+            for index in range(n_places):
+                squares[index], totals[index], moments[index] = square, total, moment
+                if index < n_places - 1:
+                    lost, gained = np.complex128(row[index]), np.complex128(row[index + n_core])
                     square += gained.real**2 + gained.imag**2 - lost.real**2 - lost.imag**2
                     total += gained - lost
-                    middle = (size - 1) / 2
-                    moment += gained * (place + n_core - middle) - lost * (place - middle)
-            for place in range(n_places):
-                sum_here = totals[place] - totals[margin]
-                places[place] = own + squares[place] - squares[margin]
-                places[place] -= (sum_here.real**2 + sum_here.imag**2) / n_core
+                    if straight > 0.0:
+                        moment += gained * (index + n_core - middle) - lost * (index - middle)
+            most = 0.0
+            for index in range(n_places):
+                here = totals[index] - totals[margin]
+                energy = own + squares[index] - squares[margin] - (here.real**2 + here.imag**2) / n_core
                 if straight > 0.0:
-                    turning = (moments[place] - moments[margin] - sum_here * (place - margin)).real
-                    places[place] -= turning**2 / straight
+                    energy -= (moments[index] - moments[margin] - here * (index - margin)).real ** 2 / straight
+                energies[index] = energy
+                most = max(most, energy)
+            least = max(least, empty_part * most)
+            for lag in range(target.size):
+                energy = energies[place[lag]]
+                energy += fraction[lag] * (energies[next_place[lag]] - energy)
+                target[lag] = 1.0 / np.sqrt(energy) if energy > least else 0.0
+
+
+@_jit
+def place_frames(
+    values: Any,
+    count: int,
+    width: int,
+    margin: int,
+    n_core: int,
+    tapered: bool,
+    core_taper: Any,
+    taper: Any,
+    cores: Any,
+    wholes: Any,
+) -> None:
+    """Cores of all receivers but the last, and frames of all but the first, to where they are transformed.
+
+    All as float32, `width` of them for each sample: `values`, `cores`, `wholes`, (receivers, frames, samples); of the
+    latter, what is not written stays. `tapered`: faded in and out by the tapers, one value a sample.
+    """
+    last = values.shape[0] - 1
+    for receiver in range(values.shape[0]):
+        for frame in range(count):
+            row = values[receiver, frame]
+            if receiver < last:
+                inside = row[width * margin : width * (margin + n_core)]
+                _copy(inside, cores[receiver, frame, width * margin :], width, tapered, core_taper)
+            if receiver > 0:
+                _copy(row, wholes[receiver - 1, frame], width, tapered, taper)
+
+
+@_jit
+def _copy(row: Any, target: Any, width: int, tapered: bool, taper: Any) -> None:
+    if not tapered:
+        for k in range(row.size):
+            target[k] = row[k]
+    else:
+        for k in range(row.size):
+            target[k] = row[k] * taper[k // width]
 
 
 @_jit
@@ -356,20 +456,25 @@ def _gathered(taps: Any, re: Any, im: Any) -> Any:
 
 
 @_jit
-def coefficients(values: Any, finish: Any, two_sided: bool, core_norm: Any, lag_norm: Any, out: Any) -> None:
-    """Of one pair: |values * finish| or their real part, times both norms, in [-1, 1].
+def coefficients(
+    values: Any, finish: Any, two_sided: bool, first: Any, second: Any, core_norm: Any, lag_norm: Any, out: Any
+) -> None:
+    """Of each pair |values * finish| or their real part, times both norms, in [-1, 1].
 
-    `values`: complex64 (frames, lags or more). `core_norm`: (frames, 1); `lag_norm`, `out`: (frames, lags).
+    `values`: complex64 (frames, pairs, lags or more). `core_norm`: (receivers, frames, 1); `lag_norm`: (receivers - 1,
+    frames, lags). `out`: (pairs, frames, lags).
     """
     one = np.float32(1.0)
-    for frame in range(out.shape[0]):
-        row, norms, target, own = values[frame], lag_norm[frame], out[frame], core_norm[frame, 0]
-        for k in range(target.size):
-            re = row[k].real * finish[k].real - row[k].imag * finish[k].imag
-            if two_sided:
-                im = row[k].real * finish[k].imag + row[k].imag * finish[k].real
-                re = np.sqrt(re * re + im * im)
-            target[k] = max(min(re * (own * norms[k]), one), -one)
+    for pair in range(out.shape[0]):
+        for frame in range(out.shape[1]):
+            row, target = values[frame, pair], out[pair, frame]
+            own, norms_here = core_norm[first[pair], frame, 0], lag_norm[second[pair], frame]
+            for k in range(target.size):
+                re = row[k].real * finish[k].real - row[k].imag * finish[k].imag
+                if two_sided:
+                    im = row[k].real * finish[k].imag + row[k].imag * finish[k].real
+                    re = np.sqrt(re * re + im * im)
+                target[k] = max(min(re * (own * norms_here[k]), one), -one)
 
 
 @_jit

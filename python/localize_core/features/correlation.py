@@ -146,6 +146,7 @@ class CrossCorrelation:
         self._start = starts.astype(np.intp)
         self._next_start = np.minimum(self._start + 1, 2 * self._margin)
         self._start_fraction = starts - self._start
+        self._values = np.empty((config.n_receivers, self._sums.batch, config.n_fft), np.complex64)
         self._busy = threading.Lock()
 
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
@@ -172,11 +173,12 @@ class CrossCorrelation:
     def into(self, samples: NDArray[np.complex64], out: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
         """The same, written to `out`: for each pair an array with a row for every full frame, one at least."""
         config, batch = self.config, self._sums.batch
-        frames = sliding_window_view(zero_unusable(samples), config.n_fft, axis=-1)[:, :: config.hop]
+        samples = np.ascontiguousarray(zero_unusable(samples))
+        n_frames = (samples.shape[1] - config.n_fft) // config.hop + 1
         with self._busy:
-            for start in range(0, frames.shape[1], batch):
-                part = slice(start, start + batch)
-                values, empty_below = self._prepared(frames[:, part])
+            for start in range(0, n_frames, batch):
+                part = slice(start, min(start + batch, n_frames))
+                values, empty_below = self._prepared(samples, part)
                 core_norm, lag_norm = self._norms(values, empty_below)
                 if config.weighting == "phat":
                     # The mean over bins is normalised already, of whatever there is.
@@ -185,13 +187,22 @@ class CrossCorrelation:
                 self._sums(values, core_norm, lag_norm, [pair[part] for pair in out])
 
     def _prepared(
-        self, frames: NDArray[np.complex64]
+        self, samples: NDArray[np.complex64], part: slice
     ) -> tuple[NDArray[np.complex64] | NDArray[np.float32], NDArray[np.float64]]:
-        """What of the frames is correlated, less what the core holds of a constant (phase: of a straight line).
+        """What is correlated of the frames of `part`, less what the core holds of a constant (phase: a straight line);
+        there may be more frames behind them.
 
         And the energy of n_core samples, (receivers, frames, 1), below which there is only rounding error.
         """
-        n_core, signal = self.config.n_core, self.config.signal
+        n_core, signal, hop = self.config.n_core, self.config.signal, self.config.hop
+        kernels = fast_kernels()
+        if kernels is not None and signal == "iq":
+            count, flat = part.stop - part.start, samples.view(np.float32)
+            empty = np.empty((len(samples), count, 1))
+            target = self._values.view(np.float32)
+            kernels.centre(flat, part.start * hop, hop, count, self._margin, n_core, FLAT, target, empty)
+            return self._values, empty
+        frames = sliding_window_view(samples, self.config.n_fft, axis=-1)[:, ::hop][:, part]
         if signal == "phase":
             angle = np.unwrap(np.angle(frames).astype(np.float64), axis=-1)
             angle -= angle[..., self._core].mean(axis=-1, keepdims=True)
@@ -210,34 +221,33 @@ class CrossCorrelation:
         Of every receiver's core, (receivers, frames, 1), and of what cores are multiplied with, which is never of the
         first receiver, (receivers - 1, frames, lags).
         """
-        core_energy, energy = self._energies(values)
-        core_norm = _inverse_root(core_energy, empty_below)
-        empty_below = empty_below[1:]
-        empty_below = np.maximum(empty_below, EMPTY * energy.max(axis=-1, keepdims=True))
-        at_lags = energy[..., self._start]
-        if not float(self.config.lag_step).is_integer():
-            at_lags += self._start_fraction * (energy[..., self._next_start] - at_lags)
-        return core_norm, _inverse_root(at_lags, empty_below)
-
-    def _energies(
-        self, values: NDArray[np.complex64] | NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Energy of every receiver's core, (receivers, frames, 1), and of n_core samples from each place on, less what
-        is constant in them (phase: straight), of all receivers but the first, (receivers - 1, frames, places).
-        """
         n_core, n_ends, is_phase = self.config.n_core, 2 * self._margin, self.config.signal == "phase"
         straight = np.square(self._time[self._core]).sum()
         kernels = fast_kernels()
         if kernels is not None:
-            core = np.empty((*values.shape[:2], 1))
-            energy = np.empty((len(values) - 1, values.shape[1], n_ends + 1))
-            kernels.frame_energies(
-                values, values.view(np.float32), self._margin, n_core, straight if is_phase else 0.0, core, energy
+            count = empty_below.shape[1]
+            core_norm = np.empty((len(values), count, 1), np.float32)
+            lag_norm = np.empty((len(values) - 1, count, self.config.n_lags), np.float32)
+            kernels.norms(
+                values,
+                values.view(np.float32),
+                self._margin,
+                n_core,
+                straight if is_phase else 0.0,
+                empty_below,
+                EMPTY,
+                SILENCE,
+                self._start,
+                self._next_start,
+                self._start_fraction,
+                core_norm,
+                lag_norm,
             )
-            return core, energy
+            return core_norm, lag_norm
         core = _power(values[..., self._core]).astype(np.float64).sum(axis=-1, keepdims=True)
+        core_norm = _inverse_root(core, empty_below)
         # What the sums gain and lose from each place to the next; the core's own energy is known, its mean is zero.
-        gained, lost = values[1:, :, n_core:], values[1:, :, :n_ends]
+        gained, lost, empty_below = values[1:, :, n_core:], values[1:, :, :n_ends], empty_below[1:]
         energy = core[1:] + self._running(_power(gained), _power(lost))
         total = self._running(gained, lost)
         energy -= _power(total) / n_core
@@ -245,7 +255,10 @@ class CrossCorrelation:
             moment = self._running(gained * self._time[n_core:], lost * self._time[:n_ends])
             moment -= total * np.arange(-self._margin, self._margin + 1)
             energy -= np.square(moment) / straight
-        return core, energy
+        empty_below = np.maximum(empty_below, EMPTY * energy.max(axis=-1, keepdims=True))
+        at_lags = energy[..., self._start]
+        at_lags += self._start_fraction * (energy[..., self._next_start] - at_lags)
+        return core_norm, _inverse_root(at_lags, empty_below)
 
     def _running(self, gained: NDArray[Any], lost: NDArray[Any]) -> NDArray[Any]:
         """Sums over n_core samples from each place in the frame, less the core's, in double precision."""

@@ -60,7 +60,7 @@ class PairSums(Protocol):
         lag_norm: NDArray[np.float32],
         out: Sequence[NDArray[np.float32]],
     ) -> None:
-        """`values`: complex64 or float32, (n_receivers, frames, n_fft), without what cores hold of a constant.
+        """`values`: complex64 or float32, (n_receivers, frames or more, n_fft), without what cores hold of a constant.
 
         Writes the sums times both norms to `out`, (frames, n_lags) for each pair: their magnitude if complex, in
         [-1, 1]. `core_norm`: of each receiver's core, (n_receivers, frames, 1); `lag_norm`: of what it is multiplied
@@ -116,7 +116,9 @@ class PlainSums(_Sums):
         out: Sequence[NDArray[np.float32]],
     ) -> None:
         transform = scipy.fft.rfft if self.is_real else scipy.fft.fft
-        cores, wholes = (transform(part, self.n_padded, axis=-1) for part in self.faded(values))
+        cores, wholes = (
+            transform(part, self.n_padded, axis=-1) for part in self.faded(values[:, : core_norm.shape[1]])
+        )
         wholes = wholes.conj()
         for (i, j), target in zip(self.config.pairs, out, strict=True):
             correlation = self._at_lags(cores[i] * wholes[j - 1]) * (core_norm[i] * lag_norm[j - 1])
@@ -170,8 +172,8 @@ class CompiledSums(_Sums):
         spectra = self._fft.output.view(np.float32)
         self._core_spectra, self._whole_spectra = spectra[:rows], spectra[rows:]
         # A core keeps its place in the frame: then the lags lie around zero.
-        self._cores = self._fft.input[:rows, :, self.core]
-        self._wholes = self._fft.input[rows:, :, : config.n_fft]
+        values = self._fft.input.view(np.float32)
+        self._cores, self._wholes = values[:rows], values[rows:]
         self._grid = LagGrid(self.half, self.lags, two_sided=not self.is_real)
         shape = (self.batch, len(pairs), self._grid.size)
         self._zoom = kernels.PlannedFft(shape)
@@ -189,9 +191,19 @@ class CompiledSums(_Sums):
         lag_norm: NDArray[np.float32],
         out: Sequence[NDArray[np.float32]],
     ) -> None:
-        count, grid, kernels = values.shape[1], self._grid, self._kernels
-        cores, wholes = self.faded(values)
-        self._cores[:, :count], self._wholes[:, :count] = cores, wholes
+        count, grid, kernels = core_norm.shape[1], self._grid, self._kernels
+        kernels.place_frames(
+            values.view(np.float32),
+            count,
+            1 if self.is_real else 2,
+            self.margin,
+            self.config.n_core,
+            self.is_phat,
+            self._core_taper,
+            self._taper,
+            self._cores,
+            self._wholes,
+        )
         self._fft(count)
         kernels.gather_cross(
             self._core_spectra,
@@ -211,6 +223,16 @@ class CompiledSums(_Sums):
         self._zoom(count)
         np.multiply(self._zoom.output[:count], grid.response, out=self._back.input[:count])
         self._back(count)
-        for pair, ((i, j), target) in enumerate(zip(self.config.pairs, out, strict=True)):
-            values = self._back.output[:count, pair]
-            kernels.coefficients(values, grid.finish, not self.is_real, core_norm[i], lag_norm[j - 1], target)
+        found = np.empty((len(self._first), count, self.config.n_lags), np.float32)
+        kernels.coefficients(
+            self._back.output,
+            grid.finish,
+            not self.is_real,
+            self._first,
+            self._second,
+            core_norm,
+            lag_norm,
+            found,
+        )
+        for target, own in zip(out, found, strict=True):
+            target[:] = own
