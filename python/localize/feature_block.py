@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from gnuradio import gr
-from localize_core.features.correlation import CrossCorrelation
-from localize_core.features.mel import MelSpectrogram
 from localize_core.features.quality import sample_quality
 
 from . import tags
@@ -25,13 +23,13 @@ class feature_block(gr.decim_block):
     zeros. Output and tags are the same however the stream is chopped.
     """
 
-    def __init__(self, name: str, feature: MelSpectrogram | CrossCorrelation, n_inputs: int, n_outputs: int) -> None:
+    def __init__(self, name: str, feature: Any, n_inputs: int, n_outputs: int) -> None:
         config = feature.config
         signature = [(np.float32, config.rows)] * n_outputs
         gr.decim_block.__init__(self, name, [np.complex64] * n_inputs, signature, config.hop)
         self.failure: Exception | None = None
         self._feature = feature
-        self._announced: MelSpectrogram | CrossCorrelation | None = None
+        self._announced: Any = None
         self._n_inputs, self._n_outputs = n_inputs, n_outputs
         self._many = -(-BUFFERED_SAMPLES // config.hop)
         self._group, self._first = 1, 0
@@ -80,8 +78,16 @@ class feature_block(gr.decim_block):
         levels_dbfs, flags = sample_quality(new)
         flags |= tags.incoming_flags(self, self._n_inputs, n_frames, hop)
         if feature is not self._announced:
-            tags.write(self, self._n_outputs, 0, tags.FEATURES, tags.features_to_pmt(feature.config))
+            self._announce(feature)
             self._announced = feature
         tags.forward_to_frames(self, self._n_outputs, n_frames, hop, feature.config.sample_rate_hz)
-        tags.write_quality(self, self._n_outputs, levels_dbfs, flags)
+        self._tell_quality(levels_dbfs, flags)
         return n_frames
+
+    def _announce(self, feature: Any) -> None:
+        """Say on each output how its frames are made from the next one on."""
+        tags.write(self, self._n_outputs, 0, tags.FEATURES, tags.features_to_pmt(feature.config))
+
+    def _tell_quality(self, levels_dbfs: np.ndarray, flags: np.ndarray) -> None:
+        """Say what the next frames' samples were like, (n_frames, n_inputs) each."""
+        tags.write_quality(self, range(self._n_outputs), levels_dbfs, flags)

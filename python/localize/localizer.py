@@ -17,9 +17,8 @@ from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
 
 from .counters import BlockCounters
-from .cross_correlation import cross_correlation
-from .mel_spectrogram import mel_spectrogram
 from .onnx_inference import onnx_inference
+from .station_features import station_features
 from .time_align import time_align
 
 
@@ -96,23 +95,12 @@ class localizer(gr.hier_block2):
             for index, stream in enumerate(streams):
                 self.connect(stream, (aligner, index))
             streams = [(aligner, index) for index in range(n_receivers)]
-        port = 0
-        mel, correlation = contract.mel_config, contract.correlation_config
-        if mel is not None:
-            for stream in streams:
-                parameters = {key: value for key, value in mel.as_dict().items() if key != "feature"}
-                feature = mel_spectrogram(**parameters)
-                self.blocks.append(feature)
-                self.connect(stream, feature, (self.inference, port))
-                port += 1
-        if correlation is not None:
-            parameters = {key: value for key, value in correlation.as_dict().items() if key != "feature"}
-            feature = cross_correlation(**parameters)
-            self.blocks.append(feature)
-            for index, stream in enumerate(streams):
-                self.connect(stream, (feature, index))
-            for pair in range(len(correlation.pairs)):
-                self.connect((feature, pair), (self.inference, port + pair))
+        features = station_features(contract)
+        self.blocks.append(features)
+        for index, stream in enumerate(streams):
+            self.connect(stream, (features, index))
+        for channel in range(len(contract.channels)):
+            self.connect((features, channel), (self.inference, channel))
         if live:
             hop_s = contract.hop / contract.sample_rate_hz
             steps = self.inference.engine.time_steps

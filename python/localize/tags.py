@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,17 +137,20 @@ def incoming_flags(block: Any, n_receivers: int, n_frames: int, hop: int) -> np.
     return flags
 
 
-def write_quality(block: Any, n_outputs: int, levels_dbfs: np.ndarray, flags: np.ndarray) -> None:
-    """`localize_levels` on the first of the next frames of every output, `localize_flags` on the first with one set.
+def write_quality(block: Any, outputs: Iterable[int], levels_dbfs: np.ndarray, flags: np.ndarray) -> None:
+    """`localize_levels` on the first of the next frames of the outputs, `localize_flags` on the first with one set.
 
     `levels_dbfs`, `flags`: (n_frames, n_receivers), as `sample_quality` returns them. A tag holds for as many frames as
     it has values for: one for each frame would cost more than the frames themselves.
     """
-    write(block, n_outputs, 0, LEVELS, pmt.init_f32vector(levels_dbfs.size, levels_dbfs.ravel().tolist()))
+    said = [(0, LEVELS, pmt.init_f32vector(levels_dbfs.size, levels_dbfs.ravel().tolist()))]
     flagged = np.flatnonzero(flags.any(axis=1))
     if flagged.size:
-        said = flags[flagged[0] : flagged[-1] + 1]
-        write(block, n_outputs, int(flagged[0]), FLAGS, pmt.init_s32vector(said.size, said.ravel().tolist()))
+        rows = flags[flagged[0] : flagged[-1] + 1]
+        said.append((int(flagged[0]), FLAGS, pmt.init_s32vector(rows.size, rows.ravel().tolist())))
+    for output in outputs:
+        for index, key, value in said:
+            block.add_item_tag(output, block.nitems_written(output) + index, key, value)
 
 
 def levels_from_pmt(value: Any, n_receivers: int) -> np.ndarray | None:
