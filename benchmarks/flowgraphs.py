@@ -35,7 +35,7 @@ WINDOW = N_FFT * STEPS
 WINDOWS_PER_S = 100.0
 RATE_HZ = WINDOW * WINDOWS_PER_S
 ROWS = 64
-CHUNK = N_FFT
+CHUNK = WINDOW // 2
 SIDE, LARGE_SIDE, LARGE_S = 96, 320, 0.02
 """Of the matrices that a padded model multiplies, which stay in a core's cache; large ones for models that take longer
 than that, which would have thousands of layers."""
@@ -229,23 +229,10 @@ class WindowGraph(gr.top_block):
         count = len(contract.receivers)
         total = None if total_windows is None else total_windows * WINDOW
         self.source = paced_source(noise(count, 16 * WINDOW), RATE_HZ, chunk=CHUNK, window=WINDOW, total=total)
-        self.inference = localize.onnx_inference(str(model), station="bench", live=True)
-        self.kept: list[Any] = []  # GNU Radio alone does not keep a block alive that is Python's
-        mel, correlation = contract.mel_config, contract.correlation_config
-        assert mel is not None
+        self.localizer = localize.localizer(str(model), count, align=False, live=True, name="bench")
+        self.inference = self.localizer.inference
         for port in range(count):
-            block = localize.mel_spectrogram(mel.sample_rate_hz, mel.n_fft, mel.hop, mel.n_mels)
-            self.kept.append(block)
-            self.connect((self.source, port), block, (self.inference, port))
-        if correlation is not None:
-            block = localize.cross_correlation(
-                correlation.sample_rate_hz, count, correlation.n_fft, correlation.hop, correlation.n_lags
-            )
-            self.kept.append(block)
-            for port in range(count):
-                self.connect((self.source, port), (block, port))
-            for pair in range(len(correlation.pairs)):
-                self.connect((block, pair), (self.inference, count + pair))
+            self.connect((self.source, port), (self.localizer, port))
 
 
 def free_endpoint() -> str:

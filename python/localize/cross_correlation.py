@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 from localize_core.features.correlation import CorrelationConfig, CrossCorrelation
+from localize_core.features.quality import zero_unusable
 
 from .feature_block import feature_block
 
@@ -42,7 +43,7 @@ class cross_correlation(feature_block):
         feature_block.__init__(self, "cross_correlation", feature, n_inputs=n_receivers, n_outputs=len(config.pairs))
 
     def _frames(self, feature: CrossCorrelation, samples: np.ndarray, outputs: list[np.ndarray]) -> None:
-        feature.into(samples, outputs)
+        feature.into(zero_unusable(samples), outputs)
 
     @property
     def config(self) -> CorrelationConfig:

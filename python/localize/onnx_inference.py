@@ -183,6 +183,8 @@ class onnx_inference(gr.sync_block):
             for port, channel in enumerate(self.contract.channels)
         ]
         self._first = 0
+        # Worked out once: a contract does so each time it is asked.
+        self._hop_s = self.contract.hop / self.contract.sample_rate_hz
         self._parameters = [self.contract.parameters[channel.feature] for channel in self.contract.channels]
         self._reset()
 
@@ -401,7 +403,7 @@ class onnx_inference(gr.sync_block):
 
     def _context(self, window: Window) -> WindowContext:
         """What the tags up to the window's end say, however many frames came at once."""
-        hop_s = self.contract.hop / self.contract.sample_rate_hz
+        hop_s = self._hop_s
         first, last = window.first_frame, window.first_frame + self._steps - 1
         timed = self._times.at(first, last)
         if timed is not None:

@@ -3,8 +3,9 @@
 The timestamp is a tuple of whole seconds since 1970 and the rest, as in `rx_time`: as a symbol, each would stay in
 GNU Radio's table of symbols for good, which would take some 140 bytes a fix and make new symbols ever slower.
 
-Otherwise the result is that of `pmt.to_pmt` and `pmt.to_python`, which take longer: they try a dozen types on every
-value, and walk through a dict from its beginning for each of its keys.
+Otherwise the result is that of `pmt.to_pmt` and `pmt.to_python`, which take several times as long: they try a dozen
+types on every value, and walk through a dict from its beginning for each of its keys. Here the fix's own keys are
+looked up; others are passed over, as they are in JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def fix_from_pmt(message: Any) -> Fix:
     if not pmt.is_dict(message):
         raise ConfigError(f"not a fix: {str(message)[:80]}")
     try:
-        encoded = _decoded(message)
+        encoded = _read(message, _FIX)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"not a fix: {str(error)[:80]}") from error
     time = tags.time_from_pmt(pmt.dict_ref(message, TIMESTAMP, pmt.PMT_NIL))
@@ -45,6 +46,43 @@ def fix_from_pmt(message: Any) -> Fix:
         encoded["timestamp"] = format_timestamp(EPOCH + timedelta(seconds=seconds, microseconds=round(fraction * 1e6)))
     return fix_from_dict(encoded)
 
+
+_Layout = tuple[tuple[str, Any, Any], ...]
+"""Of a dict: for each key its name, its symbol, and what its value is made of: None for plain ones, a layout for a
+dict, a list of one for a list of dicts."""
+
+
+def _layout(**values: Any) -> _Layout:
+    return tuple((name, pmt.intern(name), value) for name, value in values.items())
+
+
+def _plain(names: str) -> _Layout:
+    return _layout(**dict.fromkeys(names.split()))
+
+
+_FIX = (
+    *_plain("schema station stream sequence timestamp time_source status reason confidence frequency_hz cache_hit"),
+    *_plain("inference_time_ms latency_ms dropped_windows id"),
+    *_layout(
+        position=_plain("latitude longitude"),
+        uncertainty=_plain("sigma_x sigma_y theta covariance_m2 probability semi_major_m semi_minor_m azimuth_deg"),
+        receivers=[_plain("name level_db used flags")],
+        model=_plain("name version sha256 arm backend"),
+        alignment=_plain("residual_ns gaps_filled gaps_skipped"),
+        window=_plain("samples duration_s"),
+    ),
+)
+_SYMBOLS: dict[str, Any] = {}
+
+
+def _collect(layout: _Layout) -> None:
+    for name, symbol, inner in layout:
+        _SYMBOLS[name] = symbol
+        if inner is not None:
+            _collect(inner[0] if isinstance(inner, list) else inner)
+
+
+_collect(_FIX)
 
 _ENCODERS: dict[type, Any] = {
     str: pmt.intern,
@@ -62,30 +100,40 @@ def _encoded(value: Any) -> Any:
     if type(value) is dict:
         items = pmt.make_dict()
         for key in value:
-            items = pmt.acons(pmt.intern(key), _encoded(value[key]), items)
+            items = pmt.acons(_SYMBOLS[key], _encoded(value[key]), items)
         return items
-    if type(value) is list:
-        vector = pmt.make_vector(len(value), pmt.PMT_NIL)
-        for index, each in enumerate(value):
-            pmt.vector_set(vector, index, _encoded(each))
-        return vector
-    return pmt.to_pmt(value)
+    assert type(value) is list  # of all that the schema knows, nothing else is left
+    vector = pmt.make_vector(len(value), pmt.PMT_NIL)
+    for index, each in enumerate(value):
+        pmt.vector_set(vector, index, _encoded(each))
+    return vector
 
 
-def _decoded(value: Any) -> Any:
-    if pmt.is_symbol(value):
-        return pmt.symbol_to_string(value)
+def _read(message: Any, layout: _Layout) -> dict[str, Any]:
+    """What the layout names of a dict, as far as it is there."""
+    found: dict[str, Any] = {}
+    for name, symbol, inner in layout:
+        value = pmt.dict_ref(message, symbol, pmt.PMT_EOF)
+        if pmt.is_eof_object(value):
+            continue
+        if inner is None:
+            found[name] = _value(value)
+        elif isinstance(inner, list) and pmt.is_vector(value):
+            each = (pmt.vector_ref(value, index) for index in range(pmt.length(value)))
+            found[name] = [_read(item, inner[0]) if _is_filled(item) else _value(item) for item in each]
+        else:
+            found[name] = _read(value, inner) if _is_filled(value) else _value(value)
+    return found
+
+
+def _is_filled(value: Any) -> bool:
+    return pmt.is_dict(value) and not pmt.is_null(value)
+
+
+def _value(value: Any) -> Any:
+    """A plain value; anything else as GNU Radio sees it, for whoever checks it to name."""
     if pmt.is_real(value):
         return pmt.to_double(value)
-    if pmt.is_null(value):  # before dict, which an empty one is too
-        return None
-    if pmt.is_dict(value):
-        found = {}
-        while pmt.is_pair(value):
-            item = pmt.car(value)
-            found[_decoded(pmt.car(item))] = _decoded(pmt.cdr(item))
-            value = pmt.cdr(value)
-        return found
-    if pmt.is_vector(value):
-        return [_decoded(pmt.vector_ref(value, index)) for index in range(pmt.length(value))]
+    if pmt.is_symbol(value):
+        return pmt.symbol_to_string(value)
     return pmt.to_python(value)

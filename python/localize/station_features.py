@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from localize_core.features.correlation import CrossCorrelation
 from localize_core.features.mel import MelSpectrogram
+from localize_core.features.quality import zero_unusable
 from localize_core.model.contract import Contract
 
 from . import tags
@@ -35,10 +36,10 @@ class station_features(feature_block):
         )
 
     def _frames(self, feature: Any, samples: np.ndarray, outputs: list[np.ndarray]) -> None:
+        samples = zero_unusable(samples)
         if self._mel is not None:
             later = self._later(feature, self._mel.config.n_fft)
-            for stream, output in zip(samples, outputs[: self._n_mels], strict=True):
-                self._mel.into(stream[later:], output)
+            self._mel.into_each(samples[:, later:], outputs[: self._n_mels])
         if self._correlation is not None:
             later = self._later(feature, self._correlation.config.n_fft)
             self._correlation.into(samples[:, later:], outputs[self._n_mels :])

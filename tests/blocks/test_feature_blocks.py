@@ -7,6 +7,7 @@ import pmt
 import pytest
 from gnuradio import blocks, gr, localize
 from gnuradio.localize import tags
+from gnuradio.localize.station_features import station_features
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError
@@ -49,12 +50,13 @@ def run(block, sources, max_items=100_000_000):
     for port, source in enumerate(sources):
         graph.connect(source, (block, port))
     n_outputs = block.output_signature().min_streams()
-    sinks = [blocks.vector_sink_f(block.config.rows) for _ in range(n_outputs)]
+    rows = block.output_signature().sizeof_stream_item(0) // 4
+    sinks = [blocks.vector_sink_f(rows) for _ in range(n_outputs)]
     for port, sink in enumerate(sinks):
         graph.connect((block, port), sink)
     graph.run(max_items)
     assert block.failure is None
-    frames = [np.array(sink.data(), np.float32).reshape(-1, block.config.rows) for sink in sinks]
+    frames = [np.array(sink.data(), np.float32).reshape(-1, rows) for sink in sinks]
     found = []
     for sink in sinks:
         by_key = {}
@@ -132,7 +134,9 @@ chopping = {
     "frame": st.sampled_from([(64, 16), (64, 64), (100, 30), (64, 100)]),
     "offsets": st.lists(st.integers(0, 1999), max_size=5, unique=True).map(sorted),
 }
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 @few
@@ -286,3 +290,31 @@ def test_a_failure_ends_the_stream_and_stays_readable(monkeypatch):
     graph.connect(source, block, sink)
     graph.run()
     assert str(block.failure) == "broken on purpose"
+
+
+@few
+@given(sizes=chopping["sizes"], max_items=chopping["max_items"], offsets=chopping["offsets"])
+def test_one_block_for_a_station_gives_what_the_single_blocks_do(sizes, max_items, offsets, make_contract):
+    mel = MelConfig(RATE_HZ, n_fft=64, hop=32, n_mels=16)
+    correlation = CorrelationConfig(RATE_HZ, 3, n_fft=96, hop=32, n_lags=16)
+    contract = make_contract(3)
+    channels = tuple(
+        each.model_copy(update={"parameters": (mel if each.feature == "log_mel" else correlation).as_dict()})
+        for each in contract.channels
+    )
+    contract = contract.model_copy(update={"channels": channels, "sample_rate_hz": RATE_HZ})
+    samples = spoilt(noise(3, 2000))
+    written, times = sample_tags(offsets)
+    sources = [chopped_source(stream, sizes, written if port == 0 else ()) for port, stream in enumerate(samples)]
+    frames, found = run(station_features(contract), sources, max_items)
+    for receiver, stream in enumerate(samples):
+        np.testing.assert_array_equal(frames[receiver], framed(MelSpectrogram(mel), stream[None])[0])
+        levels, flags = sample_quality(stream[: len(frames[0]) * 32].reshape(1, -1, 32))
+        np.testing.assert_array_equal(told(found[receiver]["localize_levels"], np.full(levels.shape, np.nan)), levels)
+        np.testing.assert_array_equal(told(found[receiver].get("localize_flags", []), np.zeros(flags.shape)), flags)
+    for pair, expected in enumerate(framed(CrossCorrelation(correlation), samples)):
+        np.testing.assert_array_equal(frames[3 + pair], expected)
+    for config, outputs in ((mel, found[:3]), (correlation, found[3:])):
+        wanted = [(0, {**config.as_dict(), "warmup_frames": config.warmup_frames})]
+        assert all(each["localize_features"] == wanted for each in outputs)
+    assert [item for item, _ in found[0].get("rx_time", [])] == [sample // 32 for sample in times if sample < 1984]

@@ -22,8 +22,9 @@ class FrameValues:
     def add(self, ahead: int, values: NDArray, columns: Sequence[int]) -> None:
         """`values`, (frames, len(columns)), hold for these columns from the frame `ahead` places after the next on."""
         self._reach(ahead + len(values))
-        at = np.ix_(range(ahead, ahead + len(values)), columns)
-        self._rows[at] = self._merge(self._rows[at], values)
+        rows = self._rows[ahead : ahead + len(values)]
+        for place, column in enumerate(columns):
+            rows[:, column] = self._merge(rows[:, column], values[:, place])
 
     def take(self, count: int) -> NDArray:
         """Rows of the next `count` frames, (count, columns), which are over then."""

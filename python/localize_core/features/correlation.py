@@ -167,13 +167,15 @@ class CrossCorrelation:
         n_frames = max((samples.shape[1] - config.n_fft) // config.hop + 1, 0)
         result = np.empty((len(config.pairs), n_frames, config.n_lags), np.float32)
         if n_frames:
-            self.into(samples, result)
+            self.into(zero_unusable(samples), result)
         return result
 
     def into(self, samples: NDArray[np.complex64], out: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
-        """The same, written to `out`: for each pair an array with a row for every full frame, one at least."""
+        """The same of finite samples, written to `out`: for each pair an array with a row for every full frame, one at
+        least.
+        """
         config, batch = self.config, self._sums.batch
-        samples = np.ascontiguousarray(zero_unusable(samples))
+        samples = np.ascontiguousarray(samples)
         n_frames = (samples.shape[1] - config.n_fft) // config.hop + 1
         with self._busy:
             for start in range(0, n_frames, batch):

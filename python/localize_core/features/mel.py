@@ -9,7 +9,7 @@ an explicit `corner_hz` of 700 (HTK) or 1000 (Slaney) gives the audio scale exac
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -259,6 +259,19 @@ class MelSpectrogram:
             self._powers(zero_unusable(samples), out)
         np.log(out, out=out)
 
+    def into_each(self, streams: NDArray[np.complex64], outs: Sequence[NDArray[np.float32]]) -> None:
+        """The same of several streams, complex64 (streams, m), all of their samples finite, to an array for each."""
+        count = len(outs[0])
+        with self._busy:
+            if isinstance(self._powers, _CompiledPowers) and self._powers.holds(len(streams) * count):
+                values = np.log(self._powers.of_all(np.ascontiguousarray(streams), count))
+                for out, own in zip(outs, values.reshape(len(streams), count, -1), strict=True):
+                    out[:] = own
+                return
+            for samples, out in zip(streams, outs, strict=True):
+                self._powers(samples, out)
+                np.log(out, out=out)
+
 
 class _PlainPowers:
     """Mel powers plus `log_offset` of all frames, by NumPy and SciPy."""
@@ -296,6 +309,7 @@ class _CompiledPowers:
         runs = zip(rolled, self._first, self._stop, strict=True)
         self._weights = np.concatenate([weights[first:stop] for weights, first, stop in runs])
         self._offset = np.float32(config.log_offset)
+        self._together = np.empty((self._batch, config.n_mels), np.float32)
         # Compiling takes a second: now, and not when the first samples wait.
         self(np.zeros(config.n_fft, np.complex64), np.empty((1, config.n_mels), np.float32))
 
@@ -305,15 +319,32 @@ class _CompiledPowers:
             powers = out[start : start + self._batch]
             count = len(powers)
             self._kernels.weigh(flat[start * self._step :], self._step, self._window, self._weighted[:count])
-            self._fft(count)
-            self._kernels.band_power(
-                self._spectra,
-                count,
-                self._bins,
-                self._roll,
-                self._first,
-                self._stop,
-                self._weights,
-                self._offset,
-                powers,
-            )
+            self._transformed(count, powers)
+
+    def holds(self, frames: int) -> bool:
+        """Whether so many frames are transformed at a time."""
+        return frames <= self._batch
+
+    def of_all(self, streams: NDArray[np.complex64], count: int) -> NDArray[np.float32]:
+        """Powers of `count` frames of each stream, (streams * count, n_mels)."""
+        for index, stream in enumerate(streams.view(np.float32)):
+            rows = self._weighted[index * count : (index + 1) * count]
+            self._kernels.weigh(stream, self._step, self._window, rows)
+        frames = len(streams) * count
+        self._transformed(frames, self._together)
+        return self._together[:frames]
+
+    def _transformed(self, count: int, powers: NDArray[np.float32]) -> None:
+        """Powers of the weighted frames."""
+        self._fft(count)
+        self._kernels.band_power(
+            self._spectra,
+            count,
+            self._bins,
+            self._roll,
+            self._first,
+            self._stop,
+            self._weights,
+            self._offset,
+            powers,
+        )
