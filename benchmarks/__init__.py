@@ -13,5 +13,6 @@ BENCHMARKS = {
     "inference": ("inference_rate", "Serving beside a bare loop of ONNX Runtime."),
     "latency": ("latency", "From a complete window to a subscriber, 100 windows a second."),
     "realtime": ("realtime", "Four receivers at 2.4 MS/s each, every feature, in real time on two cores."),
+    "memory": ("memory", "A station of four receivers: resident memory at the end and soon after the start."),
     "overload": ("overload", "A model that is ten times too slow for its stream."),
 }

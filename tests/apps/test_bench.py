@@ -92,9 +92,15 @@ def test_realtime_accounts_for_every_block() -> None:
     details = found[0].details
     assert details["windows"] > 0
     assert set(details["cores_by_block"]) == {
-        *("paced_source", "time_align", "mel_spectrogram", "cross_correlation", "onnx_inference"),
+        *("paced_source", "time_align", "station_features", "onnx_inference"),
     }
     assert all(share > 0.0 for share in details["cores_by_block"].values())
+
+
+def test_memory_is_that_of_a_station_that_runs() -> None:
+    (found,) = [each for each in measured("memory") if isinstance(each, Figure)]
+    assert found.value > 50.0
+    assert found.details["fixes"] > 1
 
 
 def test_overload_accounts_for_every_window() -> None:
