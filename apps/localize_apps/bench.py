@@ -109,7 +109,7 @@ def _measured(names: tuple[str, ...], settings: Settings, as_json: bool) -> Iter
     type=click.FloatRange(min=1),
     default=30.0,
     show_default=True,
-    help="That latency, realtime and overload watch a station.",
+    help="That latency, realtime, memory and overload watch a station.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line: the machine, then each figure.")
 @click.option(

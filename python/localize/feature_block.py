@@ -16,6 +16,10 @@ BUFFERED_SAMPLES = 1 << 17
 frames themselves, in Python, is small beside them then. GNU Radio's own buffers would hold a sixteenth of it."""
 
 
+BUFFERED_BYTES = 4 << 20
+"""At most, for frames that lie close together."""
+
+
 class feature_block(gr.decim_block):
     """Complex streams to feature frames, one per `hop` samples, on every output.
 
@@ -31,8 +35,9 @@ class feature_block(gr.decim_block):
         self._feature = feature
         self._announced: Any = None
         self._n_inputs, self._n_outputs = n_inputs, n_outputs
-        self._many = -(-BUFFERED_SAMPLES // config.hop)
+        self._many = min(-(-BUFFERED_SAMPLES // config.hop), max(BUFFERED_BYTES // (4 * config.rows), 1))
         self._group, self._first = 1, 0
+        sample_quality(np.zeros((1, 1, config.hop), np.complex64))  # compiled now, and not when the first samples wait
         self.set_history(max(config.n_fft - config.hop, 0) + 1)
         self.set_output_multiple(self._many)
         self.set_tag_propagation_policy(gr.TPP_DONT)

@@ -133,16 +133,15 @@ class localizer(gr.hier_block2):
 
 
 def _cache(station: CacheSettings, cache: str, redis: str, similar: bool) -> CacheSettings | None:
-    """A station's settings with what the block's parameters say otherwise."""
-    if not cache and not redis and not similar:
+    """A station's settings with what the block's parameters say otherwise. Raises ConfigError where both disagree."""
+    similar = similar or station.similar is not None
+    if not cache and not redis and similar == (station.similar is not None):
         return station
     wanted = cache_settings(cache or "auto", redis, similar=similar)
     if wanted is None:
         return None
-    if similar and station.similar is not None:
-        wanted = wanted.model_copy(update={"similar": station.similar})
-    named = {"redis"} if redis else set()
-    named |= {"similar"} if similar else set()
+    named = {"redis"} if redis or cache == "off" else set()
+    named |= {"similar"} if station.similar is None else set()
     named |= {"live", "replay", "requests"} if cache else set()
     return station.model_copy(update={name: getattr(wanted, name) for name in named})
 

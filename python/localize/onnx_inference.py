@@ -308,6 +308,9 @@ class onnx_inference(gr.sync_block):
             if not self._malformed_burst:
                 self.logger.warn(f"onnx_inference: ignoring a message that is no request: {error}")
             self._malformed_burst = True
+        except Exception as error:  # what ended the worker; here it would end the block's thread
+            self.failure = self.failure or error
+            self.logger.error(f"onnx_inference: requests are not answered any more: {error}")
         else:
             self._malformed_burst = False
 

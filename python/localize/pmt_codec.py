@@ -28,7 +28,7 @@ MICROSECOND = timedelta(microseconds=1)
 def fix_to_pmt(fix: Fix) -> Any:
     """The fix as a PMT dict. Raises ConfigError if a value cannot be published, naming the field."""
     message = _encoded({**fix_to_dict(fix), "timestamp": None})
-    microseconds = (fix.timestamp - EPOCH) // MICROSECOND
+    microseconds = max((fix.timestamp - EPOCH) // MICROSECOND, 0)  # a clock that starts at 0 has no time before
     return pmt.dict_add(message, TIMESTAMP, tags.time_to_pmt(microseconds // 1_000_000, microseconds % 1_000_000 / 1e6))
 
 

@@ -283,6 +283,18 @@ def test_time_of_a_request():
     assert (request.id, request.receivers, request.stream) == ("", None, "requests")
 
 
+def test_a_clock_that_starts_at_0_is_no_reason_to_end(make_version, run):
+    """Frames reach before a request's start: there, before 1970."""
+    running = run(inference(make_version(1)), rate=100.0)
+    meta = pmt.dict_add(pmt.to_pmt({"id": "early", "receivers": ["nobody"]}), tags.RX_TIME, tags.time_to_pmt(0, 0.0))
+    running.ask(pmt.cons(meta, features()))
+    running.ask(pdu(features(), id="next"))
+    found = answers(running, 2)
+    assert (found["early"].reason, found["early"].timestamp.year) == ("invalid_request", 1970)
+    assert served(found["next"]) == 1
+    assert running.block.failure is None
+
+
 def test_requests_that_want_no_answer_from_before(make_version, run):
     running = run(inference(make_version(1), live=True))
     for n, wanted in enumerate((True, True, False)):

@@ -296,6 +296,17 @@ def hold(block: Any) -> threading.Event:
     return gate
 
 
+def release(block: Any, gate: threading.Event, offered: int) -> None:
+    """Open the gate once so many windows have been offered."""
+
+    def wait() -> None:
+        while block.windows["offered"] < offered:
+            time.sleep(0.01)
+        gate.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def caught(block: Any) -> list[Fix]:
     """Fixes as they are published: a live stream that ends does not wait until its messages have been delivered."""
     found: list[Fix] = []
@@ -340,7 +351,7 @@ def test_a_recording_waits_for_its_fixes(model, contract):
 def test_drops_are_reported(model, contract):
     block = localize.onnx_inference(model, time_steps=1, live=True)
     gate = hold(block)
-    threading.Timer(0.2, gate.set).start()
+    release(block, gate, 60)
     _, statuses = run(block, numbered(contract, 60), chop=(10,))
     assert block.dropped > 0
     assert 0 < next(status["dropped"] for status in statuses if status["dropped"]) <= block.dropped
@@ -352,7 +363,7 @@ def test_drops_are_reported(model, contract):
 def test_the_newest_may_be_what_is_dropped(model, contract):
     block = localize.onnx_inference(model, time_steps=1, live=True, drop="newest", queue_windows=5, max_batch=1)
     gate = hold(block)
-    threading.Timer(0.3, gate.set).start()
+    release(block, gate, 60)
     fixes = caught(block)
     run(block, numbered(contract, 60), chop=(60,))
     # One was being answered, two may wait to be published: what came first is there without a gap.
@@ -368,7 +379,7 @@ def test_windows_that_wait_are_answered_together(model, contract):
     gate = hold(block)
     begin = block.engine.begin
     block.engine.begin = lambda windows, contexts: (sizes.append(len(windows)), begin(windows, contexts))[1]
-    threading.Timer(0.3, gate.set).start()
+    release(block, gate, 20)
     fixes = caught(block)
     run(block, numbered(contract, 20), chop=(20,))
     assert [fix.sequence for fix in fixes] == list(range(20))

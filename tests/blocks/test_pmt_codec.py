@@ -60,6 +60,11 @@ def test_microseconds_survive(make_fix):
         assert fix_from_pmt(fix_to_pmt(changed)) == changed
 
 
+def test_a_time_before_1970_is_that_of_a_clock_that_starts_at_0(make_fix):
+    early = replace(make_fix(), timestamp=datetime(1969, 12, 31, 23, 59, 59, 999_000, tzinfo=timezone.utc))
+    assert fix_from_pmt(fix_to_pmt(early)).timestamp == datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
 def test_fixes_leave_no_symbols_behind(make_fix):
     """GNU Radio keeps every symbol for good: a station that runs for months must not make new ones."""
 

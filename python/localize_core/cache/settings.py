@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from localize_core.cache.lru import ENTRY_BYTES
 from localize_core.errors import ConfigError
@@ -61,6 +61,14 @@ class CacheSettings(BaseModel):
     def _known(cls, value: str | None) -> str | None:
         return None if value is None else checked_redis_url(value)
 
+    @model_validator(mode="after")
+    def _means_something(self) -> CacheSettings:
+        if self.redis is not None and not self.is_used:
+            raise ValueError("redis means nothing with live, replay and requests all false")
+        if self.live and self.similar is not None:
+            raise ValueError("live and similar: a live stream has one cache, by likeness or by the last bit")
+        return self
+
     @property
     def is_used(self) -> bool:
         """Whether it serves anything."""
@@ -103,9 +111,13 @@ def cache_settings(mode: str, redis: str = "", *, similar: bool = False) -> Cach
         raise ConfigError(f"cache={mode!r}: must be one of {', '.join(MODES)}")
     likeness = SimilaritySettings() if similar else None
     if mode == "off":
+        if redis:
+            raise ConfigError(f"cache_redis={without_password(redis)!r}: means nothing with cache off")
         return CacheSettings(replay=False, requests=False, similar=likeness) if similar else None
     try:
         address = checked_redis_url(redis) if redis else None
     except ValueError as error:
         raise ConfigError(f"cache_redis={without_password(redis)!r}: {error}") from error
+    if mode == "on" and similar:
+        raise ConfigError("cache='on', cache_similar=True: a live stream has one cache, by likeness or by the last bit")
     return CacheSettings(live=mode == "on", redis=address, similar=likeness)

@@ -197,7 +197,7 @@ class SimilarityCache:
 
     def as_dict(self) -> dict[str, Any]:
         """Windows that were given an answer, and those that were not, by reason; what `keep` would not take."""
-        misses = {str(reason): count for reason, count in self.misses.items()}
+        misses = {str(reason): count for reason, count in dict(self.misses).items()}  # it is another thread that asks
         return {"hits": self.hits, "misses": misses, "refused": dict(self.refused)}
 
     def _fresh(self, window: Window) -> float:

@@ -142,4 +142,5 @@ class Framing:
         it.
         """
         half_s = (time_steps * self.hop - (self.n_fft - self.hop)) / 2.0 / self.sample_rate_hz
-        return EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + half_s) * 1e6)
+        # Frames reach before the start: with a clock that begins at 0, to before there was time.
+        return max(EPOCH + timedelta(seconds=start[0], microseconds=(start[1] + half_s) * 1e6), EPOCH)

@@ -148,6 +148,9 @@ class CrossCorrelation:
         self._start_fraction = starts - self._start
         self._values = np.empty((config.n_receivers, self._sums.batch, config.n_fft), np.complex64)
         self._busy = threading.Lock()
+        if fast_kernels() is not None:
+            # Compiling takes seconds: now, and not when the first samples wait.
+            self(np.zeros((config.n_receivers, config.n_fft), np.complex64))
 
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Correlation coefficients of every full frame of every pair.

@@ -179,10 +179,6 @@ class CompiledSums(_Sums):
         self._zoom = kernels.PlannedFft(shape)
         self._back = kernels.PlannedFft(shape, inverse=True)
         self._sums = self._zoom.input  # whose padding stays zero
-        # Compiling takes seconds: now, and not when the first samples wait.
-        norms = np.ones((config.n_receivers, 1, config.n_lags), np.float32)
-        out = [np.empty((1, config.n_lags), np.float32) for _ in pairs]
-        self(np.zeros((config.n_receivers, 1, config.n_fft), self._fft.input.dtype), norms[..., :1], norms[1:], out)
 
     def __call__(
         self,

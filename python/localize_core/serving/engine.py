@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,13 @@ class Engine:
         challenger, experiment = self._challenger, self._experiment
         if challenger is None or experiment is None or challenger.current is None:
             return self._inferred(self._champion, windows, contexts, cache)
+        if experiment.compares and len(windows) > 1:
+            # One by one: a batch's mean time is not to be held against that of a single window.
+            singly = [
+                self._begun([window], [context], cached=cached)
+                for window, context in zip(windows, contexts, strict=True)
+            ]
+            return lambda: [fix for conclude in singly for fix in conclude()]
         chosen = challenger if experiment.serves(contexts[0].unit or contexts[0].stream) else self._champion
         conclude = self._inferred(chosen, windows, contexts, cache)
         if not experiment.compares:
@@ -254,7 +261,7 @@ class Engine:
             for window, context, fix in zip(windows, contexts, fixes, strict=True):
                 if fix.model.arm != chosen.name:  # it did not answer, and the champion did
                     self._judge(experiment, experiment.fail(1))
-                elif not fix.model.backend.startswith("fallback:"):
+                elif not fix.cache_hit and not fix.model.backend.startswith("fallback:"):
                     self._compare((window, context, fix, other))
             return fixes
 
@@ -265,28 +272,15 @@ class Engine:
     ) -> Callable[[], list[Fix]]:
         serving = arm.acquire()
         if serving is not None:
-            similar = self._similar(arm, contexts)
             try:
-                if similar is not None:
-                    inferences = [
-                        serving.locator.infer_alike(window, similar, serving.key, context.completed_s)
-                        for window, context in zip(windows, contexts, strict=True)
-                    ]
-                else:
-                    inference = serving.locator.infer(windows, cache)
+                done = [*self._answered(arm, serving, windows, contexts, cache)]
             except UnavailableError as error:
                 if arm.unavailable(str(error)):
                     self.notify()
                     if self._watcher is not None and self.settings.poll_s:
                         self._watcher.hasten()  # the version that is asked for may be gone for another
             else:
-                if similar is None:
-                    return lambda: self._concluded(arm, serving, inference, windows, contexts)
-                each = [*zip(inferences, windows, contexts, strict=True)]
-                return lambda: [
-                    self._concluded(arm, serving, inference, [window], [context])[0]
-                    for inference, window, context in each
-                ]
+                return lambda: [fix for each in done for fix in self._concluded(arm, serving, *each)]
             finally:
                 serving.release()
         if arm is not self._champion:
@@ -302,6 +296,26 @@ class Engine:
                 for window, context in zip(windows, contexts, strict=True)
             ]
         return lambda: fixes
+
+    def _answered(
+        self,
+        arm: Arm,
+        serving: Version,
+        windows: Sequence[Window],
+        contexts: Sequence[WindowContext],
+        cache: AnswerCache | None,
+    ) -> Iterator[tuple[Inference, Sequence[Window], Sequence[WindowContext]]]:
+        """What the version says to windows: to all at once, or one after the other where each tells of the next."""
+        if not self.takes_turns or contexts[0].id is not None:  # requests are no stream
+            yield serving.locator.infer(windows, cache), windows, contexts
+            return
+        for window, context in zip(windows, contexts, strict=True):
+            similar = self._similar(arm, context)
+            yield (
+                serving.locator.infer_alike(window, similar, serving.key, context.completed_s),
+                [window],
+                [context],
+            )
 
     def _concluded(
         self,
@@ -323,18 +337,15 @@ class Engine:
         """Whether windows of the stream have to be answered one after the other, for one tells of the next."""
         return self._live and self._cache_settings.similar is not None
 
-    def _similar(self, arm: Arm, contexts: Sequence[WindowContext]) -> SimilarityCache | None:
-        """Recent answers of the arm to the live stream, None where likeness does not count. Requests are no stream."""
-        settings = self._cache_settings.similar
-        if settings is None or not self._live or contexts[0].id is not None:
-            return None
-        if arm.name not in self._alike:
-            self._alike[arm.name] = SimilarityCache(self.contract, settings)
-        if contexts[-1].frequency_hz != self._tuned_hz:
+    def _similar(self, arm: Arm, context: WindowContext) -> SimilarityCache:
+        """Recent answers of the arm to the live stream, as far as they may hold for this window."""
+        if context.frequency_hz != self._tuned_hz:
             # Whatever is heard there, it is another emitter.
-            self._tuned_hz = contexts[-1].frequency_hz
+            self._tuned_hz = context.frequency_hz
             for kept in self._alike.values():
                 kept.forget()
+        if arm.name not in self._alike:
+            self._alike[arm.name] = SimilarityCache(self.contract, self._cache_settings.similar)
         return self._alike[arm.name]
 
     def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:
@@ -560,7 +571,9 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
-            **({} if not self._alike else {"similar": {arm: kept.as_dict() for arm, kept in self._alike.items()}}),
+            **(
+                {} if not self._alike else {"similar": {arm: kept.as_dict() for arm, kept in dict(self._alike).items()}}
+            ),
             **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 

@@ -208,21 +208,21 @@ def test_a_job_waits_for_others_no_longer_than_it_may(locator, fixes):
         sizes.append(len(jobs))
         return [locator.locate(*job) for job in jobs]
 
-    worker = InferenceWorker(answer, fixes.extend, max_batch=3, max_delay_s=0.3)
+    worker = InferenceWorker(answer, fixes.extend, max_batch=3, max_delay_s=2.0)
     worker.start()
     began_s = time.monotonic()
     worker.submit((WINDOW, context(0)))
     while not fixes:
         assert time.monotonic() < began_s + WAIT_S
         time.sleep(0.005)
-    assert time.monotonic() - began_s >= 0.3  # alone, it waited its time
+    assert time.monotonic() - began_s >= 2.0  # alone, it waited its time
     for sequence in (1, 2, 3):
         worker.submit((WINDOW, context(sequence)))
     worker.settle()
     began_s = time.monotonic()
     worker.submit((WINDOW, context(4)))
     worker.drain()  # who waits for the end keeps nobody waiting
-    assert time.monotonic() - began_s < 0.3
+    assert time.monotonic() - began_s < 2.0
     worker.stop()
     assert sizes[0] == 1
     assert 3 in sizes

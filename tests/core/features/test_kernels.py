@@ -163,6 +163,22 @@ def test_every_process_gives_the_same_bits():
     assert len(digests.pop().strip()) == len(hashlib.sha256().hexdigest())
 
 
+@pytest.mark.parametrize("signal", ["iq", "envelope", "phase"])
+def test_nothing_is_left_to_compile_when_samples_come(signal):
+    from localize_core.features import compiled
+
+    def signatures() -> dict[str, int]:
+        return {name: len(each.signatures) for name, each in vars(compiled).items() if hasattr(each, "signatures")}
+
+    mel = MelSpectrogram(MelConfig(RATE_HZ))
+    correlation = CrossCorrelation(CorrelationConfig(RATE_HZ, 3, n_lags=32, signal=signal))
+    before = signatures()
+    mel(noise(1, 20_000)[0])
+    mel.into_each(noise(3, 1000), [np.empty((4, 128), np.float32) for _ in range(3)])
+    correlation(noise(3, 20_000))
+    assert signatures() == before
+
+
 def run_with(choice: str, *, without: str = "") -> subprocess.CompletedProcess[str]:
     program = f"import sys; sys.modules['{without}'] = None\n" if without else ""
     program += "from localize_core.features.kernels import fast_kernels; print(fast_kernels())"

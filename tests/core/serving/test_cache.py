@@ -224,7 +224,9 @@ def test_arms_are_compared_by_inferences_only(caching, make_version, make_window
     window = make_window(engine.contract)
     for k in range(40):
         engine.locate(window, make_context(k))
-    wait_until(lambda: len(engine.shadows) == 40)  # the other arm sees them all the same
+    wait_until(lambda: engine.info()["experiment"]["comparison"]["windows"] == 1)
+    engine.stop()
+    assert len(engine.shadows) == 1  # what nobody was asked, the other arm is not asked either
     assert engine.info()["experiment"]["comparison"]["windows"] == 1
     for arm in engine.info()["arms"].values():
         assert arm["serving"]["inference_time_ms"]["p50"] is not None

@@ -110,6 +110,12 @@ def test_another_tuning_or_trouble_of_a_receiver_begins_anew(alike):
     stream.frequency_hz += 25e3
     assert not stream.fixes(1)[0].cache_hit
     stream.fixes(10)
+    # In the middle of a batch, too.
+    pairs = [(stream.window(), stream.context()) for _ in range(3)]
+    stream.frequency_hz += 25e3
+    pairs += [(stream.window(), stream.context()) for _ in range(3)]
+    fixes = stream.engine.begin([window for window, _ in pairs], [context for _, context in pairs])()
+    assert [fix.cache_hit for fix in fixes[:4]] == [True, True, True, False]
     stream.flags = SampleFlag.SATURATED
     assert not stream.fixes(1)[0].cache_hit
 
@@ -147,13 +153,17 @@ def test_what_was_kept_goes_with_the_run(alike):
 def test_a_challenger_is_compared_on_what_was_inferred_only(alike, make_version):
     challenger = {"uri": str(make_version(5, name="challenger.onnx")), "mode": "shadow"}
     engine = alike(make_version(1), challenger=challenger)
+    engine._on_shadow = (shadows := []).append
     stream = Stream(engine)
-    fixes = stream.fixes(30)
+    fixes = []
+    for level in (-5.0, -4.0, -3.0):
+        stream.level = level
+        fixes += stream.fixes(10)
     inferred = sum(not fix.cache_hit for fix in fixes)
     assert 0 < inferred < 30
     engine.stop()  # waits for the comparisons
     comparison = engine.info()["experiment"]["comparison"]
-    assert comparison["windows"] + engine.shadow_dropped <= inferred
+    assert comparison["windows"] + engine.shadow_dropped == inferred == len(shadows)
 
 
 def test_too_few_receivers_are_no_matter_of_likeness(alike):
