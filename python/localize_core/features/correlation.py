@@ -152,6 +152,10 @@ class CrossCorrelation:
             # Compiling takes seconds: now, and not when the first samples wait.
             self(np.zeros((config.n_receivers, config.n_fft), np.complex64))
 
+    def __reduce__(self) -> tuple[type[CrossCorrelation], tuple[CorrelationConfig]]:
+        # Plans and buffers stay where they are; another process makes its own.
+        return CrossCorrelation, (self.config,)
+
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Correlation coefficients of every full frame of every pair.
 

@@ -241,6 +241,10 @@ class MelSpectrogram:
         self._powers: _CompiledPowers | _PlainPowers = powers(config, bank, window)
         self._busy = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[MelSpectrogram], tuple[MelConfig]]:
+        # Plans and buffers stay where they are; another process makes its own.
+        return MelSpectrogram, (self.config,)
+
     def __call__(self, samples: NDArray[np.complex64]) -> NDArray[np.float32]:
         """Natural logarithm of mel power plus `log_offset` for every full frame.
 

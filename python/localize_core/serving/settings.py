@@ -125,7 +125,9 @@ class ServingSettings(_Settings):
         None, description="model on this machine, for the time that an inference server does not answer"
     )
     deadline_ms: float = Field(200.0, gt=0.0, le=60_000.0, description="for a window at an inference server")
-    max_in_flight: int = Field(8, ge=1, le=256, description="requests at an inference server at a time, each of one or more windows")
+    max_in_flight: int = Field(
+        8, ge=1, le=256, description="requests at an inference server at a time, each of one or more windows"
+    )
     queue: QueueSettings = QueueSettings()
     session: SessionSettings = SessionSettings()
     challenger: ChallengerSettings | None = None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 
@@ -161,6 +162,15 @@ def test_every_process_gives_the_same_bits():
     digests = {subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True).stdout for _ in range(3)}
     assert len(digests) == 1
     assert len(digests.pop().strip()) == len(hashlib.sha256().hexdigest())
+
+
+@pytest.mark.parametrize(
+    "feature", [MelSpectrogram(MelConfig(RATE_HZ)), CrossCorrelation(CorrelationConfig(RATE_HZ, 2, n_lags=32))]
+)
+def test_features_go_to_other_processes(feature):
+    samples = noise(2, 5000)
+    samples = samples[0] if isinstance(feature, MelSpectrogram) else samples
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(feature))(samples), feature(samples))
 
 
 @pytest.mark.parametrize("signal", ["iq", "envelope", "phase"])
