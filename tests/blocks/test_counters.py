@@ -33,7 +33,9 @@ print(json.dumps(found))
 
 def found(switch: str) -> list[dict[str, dict[str, float]]]:
     environment = {key: value for key, value in os.environ.items() if key != "GR_CONF_PERFCOUNTERS_ON"}
-    run = subprocess.run([sys.executable, "-c", PROGRAM, switch], capture_output=True, text=True, env=environment, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, switch], capture_output=True, text=True, env=environment, timeout=120
+    )
     return json.loads(run.stdout.splitlines()[-1])
 
 
