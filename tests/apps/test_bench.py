@@ -17,7 +17,7 @@ from localize_benchmarks import BENCHMARKS, figures, machine, turns
 from localize_benchmarks.figures import Figure, Growth, Missing, Settings, figure_from_dict
 from localize_core.errors import ConfigError
 
-SHORT = Settings(rounds=2, seconds=1.0, turn_s=0.01)
+SHORT = Settings(rounds=1, seconds=1.0, turn_s=0.01)
 RATES = {
     "mel": {"FFTW": "pyfftw", "FFTW and overlap": "pyfftw", "librosa": "librosa", "torch": "torch", "kernel": None},
     "correlation": {"FFTW": "pyfftw", "kernel": None},
@@ -103,14 +103,6 @@ def test_memory_is_that_of_a_station_that_runs() -> None:
     assert found.details["fixes"] > 1
 
 
-def test_overload_accounts_for_every_window() -> None:
-    account = next(each for each in measured("overload") if isinstance(each, Figure))
-    details = account.details
-    assert details["served"] + details["dropped"] == details["offered"]
-    assert details["dropped_as_fixes_say"] == details["dropped"] > 0
-    assert account.met is True
-
-
 def test_standard_output_has_json_alone() -> None:
     command = "import sys; from localize_apps.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
@@ -126,6 +118,13 @@ def test_standard_output_has_json_alone() -> None:
     assert {"numpy", "scipy", "numba", "pyfftw", "onnxruntime", "gnuradio"} <= set(first["versions"])
     assert first["versions"]["numpy"] == np.__version__
     assert {line["benchmark"] for line in others} == {"overload"}
+    # Every window is accounted for.
+    account = figure_from_dict(others[0])
+    assert isinstance(account, Figure)
+    details = account.details
+    assert details["served"] + details["dropped"] == details["offered"]
+    assert details["dropped_as_fixes_say"] == details["dropped"] > 0
+    assert account.met is True
 
 
 def test_a_benchmark_that_fails_is_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
