@@ -15,7 +15,6 @@ BUFFERED_SAMPLES = 1 << 17
 """Samples of each input, and frames made of them, that a block in a hurry takes at a time: what comes on top of the
 frames themselves, in Python, is small beside them then. GNU Radio's own buffers would hold a sixteenth of it."""
 
-
 BUFFERED_BYTES = 4 << 20
 """At most, for frames that lie close together."""
 
@@ -48,7 +47,8 @@ class feature_block(gr.decim_block):
         What a group does not fill at the end of a stream is lost.
         """
         self._group, self._first = group, first
-        self.set_output_multiple(-(-self._many // group) * group)
+        self._many = -(-self._many // group) * group
+        self.set_output_multiple(self._many)
 
     def start(self) -> bool:
         # The multiple was for the buffers, which are there by now; frames go out as they come.

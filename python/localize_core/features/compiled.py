@@ -218,7 +218,8 @@ def _copy(row: Any, target: Any, width: int, tapered: bool, taper: Any) -> None:
 def _sum_of_squares(values: Any) -> float:
     total = 0.0
     for start in range(0, values.size, 1024):  # single precision adds few numbers well
-        total += _energy(values[start : start + 1024])
+        few = values[start : start + 1024]
+        total += _dot(few, few)
     return total
 
 
@@ -276,14 +277,6 @@ def frame_quality(
                 flag |= saturated
             power[frame] = total
         flags[frame] = flag
-
-
-@_sum_jit
-def _energy(values: Any) -> Any:
-    total = np.float32(0.0)
-    for k in range(values.size):
-        total += values[k] * values[k]
-    return total
 
 
 @_jit
@@ -509,8 +502,8 @@ def _whiten(re: Any, im: Any, empty_bin: Any, two_sided: bool) -> None:
 
 
 @_sum_jit
-def _dot(taps: Any, values: Any) -> Any:
+def _dot(one: Any, other: Any) -> Any:
     total = np.float32(0.0)
-    for k in range(taps.size):
-        total += taps[k] * values[k]
+    for k in range(one.size):
+        total += one[k] * other[k]
     return total

@@ -124,8 +124,9 @@ class CrossCorrelation:
     nowhere more.
 
     Lags between samples come from band-limited interpolation: an inverse FFT where all lags are whole samples, else
-    a chirp-z transform; energies are interpolated linearly. A signal that fills all of the sampled band leaves an
-    error of 1 / n_core samples at lags between samples, a narrower one a small part of that.
+    a chirp-z transform; of gathered bins, where loops are compiled and lags reach over a small part of a frame (see
+    `lags`). Energies are interpolated linearly. A signal that fills all of the sampled band leaves an error of
+    1 / n_core samples at lags between samples, a narrower one a small part of that.
 
     PHAT fades the core and the frame's ends in and out, for it would lift what they leak into bins without a signal.
     As the frame holds more than the core does, even identical inputs stay below 1: about 0.9 with lags of up to 2 %

@@ -2,10 +2,10 @@
 
 A correlation that is wanted at lags of at most T samples only is a slowly varying transform of its N bins: bins may be
 gathered into N / step sums, weighted with a kernel whose own transform is known and divided out at each lag. What the
-kernel lets through of other lags is below 1e-7 of the whole. Any lags will do, between samples too, and the sums for
-128 of them cost a tenth of an inverse transform.
+kernel lets through of other lags is below 1e-7 of the whole. A chirp-z transform takes the few sums to evenly spaced
+lags, between samples too, in two short FFTs.
 Sources: Dutt & Rokhlin 1993 (non-uniform transforms by gridding); Beatty, Nishimura & Pauly 2005 (the kernel: Kaiser-
-Bessel).
+Bessel); Bluestein 1970 (chirp-z).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.fft
@@ -14,6 +14,9 @@ from scipy.signal.windows import tukey
 from localize_core.features.kernels import fast_kernels
 from localize_core.features.lags import SMALLEST_STEP, LagGrid, grid_step
 
+if TYPE_CHECKING:
+    from localize_core.features.correlation import CorrelationConfig
+
 BATCH_VALUES = 1 << 16
 """Complex values of all receivers in one FFT batch: half a MiB, which stays in a core's cache."""
 
@@ -22,27 +25,6 @@ PHAT_TAPER = 0.2
 
 EMPTY_BIN = 1e-6
 """Cross power below this fraction of the mean is what leaks from bins with a signal, which PHAT must not lift."""
-
-
-class Correlated(Protocol):
-    """What is needed of a CorrelationConfig."""
-
-    @property
-    def n_receivers(self) -> int: ...
-    @property
-    def n_fft(self) -> int: ...
-    @property
-    def n_core(self) -> int: ...
-    @property
-    def n_lags(self) -> int: ...
-    @property
-    def lag_step(self) -> float: ...
-    @property
-    def weighting(self) -> str: ...
-    @property
-    def signal(self) -> str: ...
-    @property
-    def pairs(self) -> tuple[tuple[int, int], ...]: ...
 
 
 class PairSums(Protocol):
@@ -72,7 +54,7 @@ class PairSums(Protocol):
 class _Sums:
     """What both ways of computing have in common."""
 
-    def __init__(self, config: Correlated) -> None:
+    def __init__(self, config: CorrelationConfig) -> None:
         self.config = config
         self.lags = (np.arange(config.n_lags) - config.n_lags // 2) * config.lag_step
         self.margin = (config.n_fft - config.n_core) // 2
@@ -91,7 +73,7 @@ class _Sums:
         return (cores * self._core_taper, wholes * self._taper) if self.is_phat else (cores, wholes)
 
 
-def _half(config: Correlated) -> int:
+def _half(config: CorrelationConfig) -> int:
     """Half the size of the transforms."""
     return int(scipy.fft.next_fast_len(-(-config.n_fft // 2)))
 
@@ -99,7 +81,7 @@ def _half(config: Correlated) -> int:
 class PlainSums(_Sums):
     """By NumPy and SciPy: an inverse transform where all lags are whole samples, else a chirp-z transform."""
 
-    def __init__(self, config: Correlated) -> None:
+    def __init__(self, config: CorrelationConfig) -> None:
         super().__init__(config)
         starts = self.margin - self.lags  # a core's spectrum counts from the core's first sample
         self._whole_lags = (-starts % self.n_padded).astype(np.intp) if float(config.lag_step).is_integer() else None
@@ -156,12 +138,12 @@ class CompiledSums(_Sums):
     """By planned transforms and a compiled loop over bins; for lags that reach over a small part of a frame."""
 
     @staticmethod
-    def suits(config: Correlated) -> bool:
+    def suits(config: CorrelationConfig) -> bool:
         """Whether the lags reach over a part that is small enough."""
         lags = np.arange(config.n_lags) - config.n_lags // 2
         return grid_step(_half(config), lags * config.lag_step) >= SMALLEST_STEP
 
-    def __init__(self, config: Correlated) -> None:
+    def __init__(self, config: CorrelationConfig) -> None:
         super().__init__(config)
         kernels = fast_kernels()
         assert kernels is not None
