@@ -38,10 +38,22 @@ REQUIRED = {
 }
 EXTRAS = {
     "fast": {"numba": "0.57", "pyfftw": "0.13"},
+    "metrics": {"prometheus-client": "0.17"},
     "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
+    "mqtt": {"paho-mqtt": "2"},
     "plot": {"matplotlib": "3.5"},
     "redis": {"pybreaker": "1.2", "redis": "5"},
     "report": {"jinja2": "3.0", "matplotlib": "3.5"},
+    "serve": {
+        "fastapi": "0.110",
+        "httptools": "0.6",
+        "msgspec": "0.18",
+        "prometheus-client": "0.17",
+        "pysimdjson": "6",
+        "sse-starlette": "2",
+        "uvicorn": "0.27",
+        "uvloop": "0.19",
+    },
     "sigmf": {"sigmf": "1.14"},
     "train": {"onnxscript": "0.2", "torch": "2.5"},
     "triton": {"pybreaker": "1.2", "tritonclient": "2.40"},

@@ -145,7 +145,7 @@ class StationGraph(gr.top_block):
 
     def _settled(self) -> bool:
         published = self.localizer.inference.published
-        taken = [sink.sent + sink.dropped + sink.malformed for sink in self.sinks]
+        taken = [sink.sent + sink.dropped + sink.backlog + sink.malformed for sink in self.sinks]
         return min([self._listener.fixes, *taken]) >= published
 
     @property

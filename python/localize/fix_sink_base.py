@@ -41,6 +41,10 @@ class fix_sink_base(gr.sync_block):
     def dropped(self) -> int:
         return self._sink.dropped
 
+    @property
+    def backlog(self) -> int:
+        return self._sink.backlog
+
     def start(self) -> bool:
         try:
             self._sink.open()

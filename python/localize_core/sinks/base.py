@@ -10,7 +10,8 @@ from localize_core.types.fix import Fix
 class FixSink(Protocol):
     """A destination of fixes. The constructor validates and holds no resource: those live from open() to close().
 
-    `sent` counts fixes handed over, `dropped` those that were lost here; together they are all that were published.
+    `sent` counts fixes handed over, `dropped` those that were lost here, `backlog` is how many still wait here to be
+    handed over: together they are all that were published.
     """
 
     @property
@@ -18,6 +19,9 @@ class FixSink(Protocol):
 
     @property
     def dropped(self) -> int: ...
+
+    @property
+    def backlog(self) -> int: ...
 
     def open(self) -> None:
         """Acquire the resource. Raises PublishError naming it if it cannot be had."""

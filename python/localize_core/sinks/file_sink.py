@@ -43,6 +43,11 @@ class FileFixSink:
         self._dropping = False
         self._descriptor: int | None = None
 
+    @property
+    def backlog(self) -> int:
+        """Nothing waits here: a fix is in the file or lost."""
+        return 0
+
     def open(self) -> None:
         """Open the file and remove a last line that a crash cut short.
 

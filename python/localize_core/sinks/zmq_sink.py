@@ -71,6 +71,11 @@ class ZmqFixSink:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
 
+    @property
+    def backlog(self) -> int:
+        """Nothing waits here: queued fixes are ZeroMQ's, which tells nobody how many they are."""
+        return 0
+
     def open(self) -> None:
         """Bind or connect; `bound_endpoint` then holds the port that was chosen.
 
