@@ -19,12 +19,12 @@ from localize_core.simulation.scene import Scene
 from localize_core.station.config import PublishTable, Station, ZmqTable, load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
+from localize_core.wire.text import fix_line
 from rich.console import Console
 from rich.live import Live
 
 from localize_apps.demo_view import DemoView
 from localize_apps.runner import run_station
-from localize_apps.subscribe import fix_line
 
 PICTURE_NAME = "gr-localize-demo.png"
 REFRESH_HZ = 8

@@ -13,9 +13,9 @@ from localize_core.errors import ConfigError, ModelError, SourceError, UnknownMo
 from localize_core.station.config import load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
+from localize_core.wire.text import fix_line
 
 from localize_apps.runner import run_station
-from localize_apps.subscribe import fix_line
 
 log = logging.getLogger(__name__)
 

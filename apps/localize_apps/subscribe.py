@@ -15,25 +15,10 @@ import zmq
 from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.zmq_sink import check_endpoint
 from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_from_json, fix_to_json, format_timestamp
+from localize_core.wire.fix_json import fix_from_json, fix_to_json
+from localize_core.wire.text import fix_line
 
 log = logging.getLogger(__name__)
-
-
-def fix_line(fix: Fix) -> str:
-    """The fix in one line for people."""
-    if fix.position is None or fix.uncertainty is None:
-        place = f"no_fix ({fix.reason})"
-    else:
-        u = fix.uncertainty
-        place = (
-            f"ok {fix.position.latitude:.5f} {fix.position.longitude:.5f}"
-            f" ±{u.semi_major_m:.0f} m ({100.0 * u.probability:g} %) azimuth {u.azimuth_deg:.0f}°"
-        )
-    return (
-        f"{format_timestamp(fix.timestamp)} {place} confidence {fix.confidence:.2f}"
-        f" dropped {fix.dropped_windows} {fix.model.name} {fix.model.version}"
-    )
 
 
 def receive(endpoint: str, topic: str, timeout_s: float | None) -> Iterator[Fix]:
