@@ -210,6 +210,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         embed: bool = True,
         shape: tuple[int | str | None, ...] | None = None,
         outputs: Sequence[str] = ("position", "uncertainty", "confidence"),
+        likelihood: Answer | None = None,
         name: str = "tiny.onnx",
     ) -> Path:
         shape = shape or ("batch", len(contract.channels), contract.rows, contract.time_steps or "time_steps")
@@ -217,6 +218,7 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
         axes = [-1, -2] if len(shape) == 4 else [-1]
         means = op.reduce_mean(features, axes=axes, keepdims=False)
         answers = {"position": position, "uncertainty": uncertainty, "confidence": confidence}
+        answers |= {} if likelihood is None else {"likelihood": likelihood}
 
         def output(answer: Answer) -> spox.Var:
             if callable(answer):

@@ -16,7 +16,7 @@ from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Framing, Window
 from localize_core.errors import ConfigError, EngineError, UnavailableError
 from localize_core.features.quality import SampleFlag
-from localize_core.model.base import Model, ModelOutput
+from localize_core.model.base import LikelihoodModel, Model, ModelOutput
 from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
 
 HORIZON_M = 6_000e3
@@ -117,6 +117,28 @@ class Locator:
             return self._recalled(cache, self._keys, usable, fed, masked)
         outputs, spent_ms = self._timed(masked)
         return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+
+    @property
+    def tells_likelihood(self) -> bool:
+        """Whether the model can say how probable each part of its area is."""
+        return isinstance(self.model, LikelihoodModel) and self.model.contract.likelihood is not None
+
+    def likelihood(self, window: Window) -> np.ndarray:
+        """Probability of the cells of the contract's grid, see LikelihoodGrid: float32 (rows, columns), summing to one.
+
+        Raises EngineError where the model does not tell, inference fails, or too few receivers are of use.
+        """
+        model = self.model
+        if not isinstance(model, LikelihoodModel) or model.contract.likelihood is None:
+            raise EngineError(f"the model {model.contract.name} tells no likelihood")
+        sound = self._mask.sound(window)
+        if np.count_nonzero(self._mask.usable(sound)) < self._min_receivers:
+            raise EngineError(f"the last window has no likelihood: {_refusal(window)}")
+        masked = model.contract.normalisation.apply(self._mask.apply(window.features, sound))
+        found = model.likelihood(masked[None])
+        if found is None or not np.isfinite(found).all():
+            raise EngineError("the last window has no likelihood: model_error")
+        return found[0]
 
     def infer_alike(self, window: Window, similar: SimilarityCache, key: str, moment_s: float) -> Inference:
         """The same for one window of a stream, of which `similar` knows recent answers. Raises UnavailableError.

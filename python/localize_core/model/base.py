@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,18 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Let go of what it holds. It is not run again."""
+        ...
+
+
+@runtime_checkable
+class LikelihoodModel(Protocol):
+    """A model that can tell more than its answer: how probable each part of its area is."""
+
+    def likelihood(self, features: np.ndarray) -> np.ndarray | None:
+        """Probability of the cells of the contract's grid: float32 (batch, rows, columns), of a window summing to one.
+
+        None where the contract has no grid. Raises EngineError where inference fails.
+        """
         ...
 
 

@@ -25,6 +25,7 @@ SAME_PLACE_M = 50.0
 METRES_PER_DEGREE = 111_195.0
 """Of latitude, on a sphere of the Earth's mean radius."""
 OUTPUT_NAMES = ("position", "uncertainty", "confidence")
+LIKELIHOOD_NAME = "likelihood"
 
 
 class _Part(BaseModel):
@@ -88,6 +89,21 @@ class Frame(_Part):
         return METRES_PER_DEGREE, METRES_PER_DEGREE * max(math.cos(math.radians(position[0])), 1e-9)
 
 
+class LikelihoodGrid(_Part):
+    """Cells of the area that a model tells the probability of in its output `likelihood`, (batch, rows, columns).
+
+    Rows go from south to north, columns from west to east; a cell is an equal part of the box in degrees. `east` may
+    exceed 180 where the box crosses the antimeridian.
+    """
+
+    south: float = Field(ge=-90.0, le=90.0)
+    west: float = Field(ge=-180.0, le=180.0)
+    north: float = Field(ge=-90.0, le=90.0)
+    east: float = Field(ge=-180.0, le=540.0)
+    rows: int = Field(ge=1, le=4096)
+    columns: int = Field(ge=1, le=4096)
+
+
 class Golden(_Part):
     """A known input, rebuilt from its seed, and what the model answered to it when it was made."""
 
@@ -114,6 +130,7 @@ class Contract(_Part):
     receivers: tuple[Receiver, ...] = Field(min_length=1)
     min_receivers: int = Field(1, ge=1)
     frame: Frame
+    likelihood: LikelihoodGrid | None = Field(None, description="None where the model tells nothing but its answer")
     provenance: dict[str, Any] = {}
     accuracy: dict[str, Any] | None = None
     golden: Golden | None = None

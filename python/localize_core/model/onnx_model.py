@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.model.base import ModelOutput
-from localize_core.model.contract import METADATA_KEY, OUTPUT_NAMES, Contract, agreed_contract
+from localize_core.model.contract import LIKELIHOOD_NAME, METADATA_KEY, OUTPUT_NAMES, Contract, agreed_contract
 from localize_core.model.session import SessionSettings
 from localize_core.types.fix import ModelIdentity
 
@@ -75,6 +75,8 @@ class OnnxModel:
         inputs = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in self._session.get_inputs()]
         outputs = {tensor.name: list(tensor.shape) for tensor in self._session.get_outputs()}
         self._input, self._flat = check_interface(self.contract, inputs, outputs, "tensor(float)", label=self.label)
+        if self.contract.likelihood is not None and LIKELIHOOD_NAME not in outputs:
+            raise ModelError(f"{self.label}: output {LIKELIHOOD_NAME!r} of the contract is missing")
         self._one_by_one = inputs[0][2][0] == 1  # exported for a batch of one
 
     def run(self, features: np.ndarray) -> ModelOutput:
@@ -91,6 +93,19 @@ class OnnxModel:
         except Exception as error:  # as above: many types, one meaning
             raise EngineError(f"{self.path}: inference failed on {features.shape}: {error}") from error
         return checked_output(answers, len(features), label=self.label)
+
+    def likelihood(self, features: np.ndarray) -> np.ndarray | None:
+        """See `LikelihoodModel`."""
+        grid = self.contract.likelihood
+        if grid is None:
+            return None
+        try:
+            (answer,) = self._session.run([LIKELIHOOD_NAME], {self._input: features[:, 0] if self._flat else features})
+        except Exception as error:  # as in `run`
+            raise EngineError(f"{self.path}: no likelihood of {features.shape}: {error}") from error
+        if answer.shape != (len(features), grid.rows, grid.columns):
+            raise EngineError(f"{self.path}: likelihood has shape {answer.shape}, the contract wants {grid}")
+        return answer
 
     def close(self) -> None:
         """Nothing to do: the session goes with its last reference."""

@@ -15,15 +15,16 @@ from localize_core.cache.answers import AnswerCache, open_cache
 from localize_core.cache.settings import CacheSettings
 from localize_core.engine.locator import Inference, WindowContext
 from localize_core.engine.similarity import SimilarityCache
-from localize_core.engine.windows import Window
+from localize_core.engine.windows import Framing, Window
 from localize_core.engine.worker import InferenceWorker
-from localize_core.errors import ConfigError, LocalizeError, ModelError, UnavailableError
+from localize_core.errors import ConfigError, EngineError, LocalizeError, ModelError, UnavailableError
 from localize_core.model.admission import admit, check_window
 from localize_core.model.contract import Contract
 from localize_core.model.source import RemoteUri, parse_model_uri
 from localize_core.serving.arm import Arm, Loader
 from localize_core.serving.experiment import Experiment
 from localize_core.serving.health import CONDITIONS, Health
+from localize_core.serving.likelihood import Likelihood
 from localize_core.serving.requests import MAX_REQUESTS, Request, empty_window, request_window
 from localize_core.serving.settings import ChallengerSettings, ServingSettings
 from localize_core.serving.sources import open_champion, open_source
@@ -97,6 +98,7 @@ class Engine:
         self._live = False
         self._alike: dict[str, SimilarityCache] = {}
         self._tuned_hz: float | None = None
+        self._latest: tuple[Window, WindowContext] | None = None
         self._observed: dict[str, Callable[[], Any]] = {}
         self._on_status: OnStatus | None = None
         self._on_shadow: OnFix | None = None
@@ -180,6 +182,39 @@ class Engine:
         """
         return self._begun(windows, contexts)
 
+    @property
+    def tells_likelihood(self) -> bool:
+        """Whether `likelihood` may have an answer: a compiled model tells it, others where their contract says so."""
+        version = self._champion.current
+        return version is not None and version.locator.tells_likelihood
+
+    def likelihood(self) -> Likelihood:
+        """How probable each part of the area was in the last window that was asked about, of a stream or a request.
+
+        Raises EngineError saying why there is none.
+        """
+        latest, version = self._latest, self._champion.acquire()
+        if version is None:
+            raise EngineError("no model serves")
+        try:
+            if latest is None:
+                raise EngineError("there was no window yet")
+            window, context = latest
+            probability = version.locator.likelihood(window)
+            grid = version.locator.model.contract.likelihood
+            assert grid is not None  # or there had been no answer
+            steps = window.features.shape[2]
+            return Likelihood(
+                station=context.station,
+                stream=context.stream,
+                sequence=context.sequence,
+                timestamp=Framing.of(self.contract).centre(context.start, steps),
+                grid=grid,
+                probability=probability,
+            )
+        finally:
+            version.release()
+
     def predict(self, requests: Sequence[Request]) -> list[Fix]:
         """A fix for each of 1 to 100 requests, in their order and with their ids; each fails alone.
 
@@ -237,6 +272,7 @@ class Engine:
 
         `cached`: whether the cache may answer, None for what its settings say of streams.
         """
+        self._latest = windows[-1], contexts[-1]
         if cached is None:
             cached = self._cache_settings.live if self._live else self._cache_settings.replay
         cache = self._cache if cached else None

@@ -14,10 +14,19 @@ from spox import Tensor, Var, argument
 import localize_core
 from localize_core.model.compiled.algebra import between, expressions
 from localize_core.model.compiled.level import levels
-from localize_core.model.compiled.posterior import Posterior, area_points, confidence, ellipse
+from localize_core.model.compiled.posterior import AREA_CELLS, Posterior, area_points, confidence, ellipse
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.compiled.timing import arrival_times
-from localize_core.model.contract import INPUT_NAME, METADATA_KEY, Channel, Contract, Frame, Golden
+from localize_core.model.contract import (
+    INPUT_NAME,
+    LIKELIHOOD_NAME,
+    METADATA_KEY,
+    Channel,
+    Contract,
+    Frame,
+    Golden,
+    LikelihoodGrid,
+)
 from localize_core.model.golden import golden_features
 from localize_core.model.onnx_model import OnnxModel
 
@@ -40,7 +49,7 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
             Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=parameters)
             for i, j in spec.timing.config.pairs
         ]
-    frame = spec.area.frame
+    frame, area = spec.area.frame, spec.area
     return Contract(
         name=f"compiled-{spec.name}",
         sample_rate_hz=spec.sample_rate_hz,
@@ -51,6 +60,9 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
         receivers=spec.receivers,
         min_receivers=min(len(spec.receivers), 3),
         frame=Frame(kind="enu_m", latitude=frame.latitude, longitude=frame.longitude, altitude_m=frame.altitude_m),
+        likelihood=LikelihoodGrid(
+            south=area.south, west=area.west, north=area.north, east=area.east, rows=AREA_CELLS, columns=AREA_CELLS
+        ),
         provenance={
             "kind": "compiled",
             "by": f"gr-localize {localize_core.__version__}",
@@ -77,6 +89,9 @@ def answers(features: Var, spec: LikelihoodSpec) -> dict[str, Var]:
             "position": solution.centre,
             "uncertainty": ellipse(solution.covariance),
             "confidence": confidence(solution, arrivals, found, spec),
+            LIKELIHOOD_NAME: op.reshape(
+                solution.likelihood, op.const(np.array([-1, AREA_CELLS, AREA_CELLS], np.int64))
+            ),
         }
 
 

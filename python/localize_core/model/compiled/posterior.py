@@ -107,13 +107,15 @@ def _wall(outside: Var, place: float) -> Var:
 @dataclass(frozen=True)
 class Solution:
     """`centre` (batch, 2) and `covariance` (batch, 2, 2) of the posterior within the area, the latter scaled to hold
-    its probability. `misfit` (batch, 1): least squared residual of the arrival times at any place, in variances.
+    its probability. `likelihood` (batch, 1, cells): of the cells of the whole area, summing to one, as sharp as a cell.
+    `misfit` (batch, 1): least squared residual of the arrival times at any place, in variances.
     `inside` (batch, 1): probability that the place that they point to lies in the area. Both None without arrival
     times.
     """
 
     centre: Var
     covariance: Var
+    likelihood: Var
     misfit: Var | None
     inside: Var | None
 
@@ -196,7 +198,8 @@ class Posterior:
         scale_m = float(np.abs(self.area_xy_m).max())
         unit = self.area_xy_m.T / scale_m
         value, _ = self._log_likelihood(const(self.area_length_m.T[None]), precisions[0])
-        centre, covariance = _moments(const(unit), _weights(value))
+        likelihood = _weights(value)
+        centre, covariance = _moments(const(unit), likelihood)
         centre = centre * scale_m
         root = _cholesky(covariance + const(np.eye(2) * (self.cell_m / scale_m) ** 2 / 3.0)) * scale_m
         misfit = inside = None
@@ -228,7 +231,8 @@ class Posterior:
                 # A peak narrower than a cell shows no width of its own: it may lie anywhere in the cell.
                 step = 2.0 * ZOOM_SPAN / (cells - 1)
                 root = op.matmul(root, _cholesky(covariance + const(np.eye(2) * step**2 / 3.0)))
-        return Solution(op.squeeze(centre, op.const(np.array([2], np.int64))), covariance, misfit, inside)
+        centre = op.squeeze(centre, op.const(np.array([2], np.int64)))
+        return Solution(centre, covariance, likelihood, misfit, inside)
 
 
 def _weights(log_likelihood: Var) -> Var:

@@ -137,6 +137,44 @@ def test_ellipse_widens_as_the_signal_weakens(make_spec: MakeSpec, tmp_path: Pat
     assert sizes[0] < sizes[1] < sizes[2]
 
 
+def cells_m(spec: LikelihoodSpec, model: OnnxModel) -> tuple[np.ndarray, float]:
+    """Plane coordinates of the likelihood's cells, (rows, columns, 2), and half the diagonal of one."""
+    grid = model.contract.likelihood
+    assert grid is not None
+    lat = grid.south + (np.arange(grid.rows) + 0.5) / grid.rows * (grid.north - grid.south)
+    lon = grid.west + (np.arange(grid.columns) + 0.5) / grid.columns * (grid.east - grid.west)
+    places = spec.area.frame.to_enu_m(*np.meshgrid(lat, lon, indexing="ij"), spec.area.altitude_m)[..., :2]
+    return places, float(np.linalg.norm(places[1, 1] - places[0, 0])) / 2.0
+
+
+def test_the_likelihood_peaks_at_the_emitter(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec()
+    model, rng = compiled(spec, tmp_path), np.random.default_rng(31)
+    places, half_m = cells_m(spec, model)
+    for truth_m in np.array([[-2900.0, 1800.0], [2100.0, -3000.0], [50.0, 700.0]]):
+        windows = features(spec, iq(spec, lengths_m(spec, truth_m), rng, snr_db=15.0, bandwidth=0.4))
+        (probability,) = model.likelihood(windows)
+        assert probability.sum() == pytest.approx(1.0, abs=1e-4)
+        peak_m = places.reshape(-1, 2)[probability.argmax()]
+        assert np.linalg.norm(peak_m - truth_m) < 2.0 * half_m
+
+
+def test_the_likelihood_has_the_answers_mean_and_spread(make_spec: MakeSpec, tmp_path: Path) -> None:
+    """Of a posterior that is wide beside a cell, as levels give it, and lies inside the area."""
+    spec = make_spec(receivers=5, timing=False, level=True)
+    model, rng = compiled(spec, tmp_path), np.random.default_rng(33)
+    places, half_m = cells_m(spec, model)
+    level_db = 25.0 - 27.0 * np.log10(lengths_m(spec, np.array([150.0, 100.0])) / 1000.0)
+    windows = features(spec, iq(spec, np.zeros(5), rng, snr_db=level_db, bandwidth=0.2))
+    (probability,), answer = model.likelihood(windows), model.run(windows)
+    mean_m = np.tensordot(probability, places, 2)
+    offset = places - mean_m
+    covariance = np.einsum("rc,rci,rcj->ij", probability, offset, offset)
+    sigma_m = np.sqrt(np.linalg.eigvalsh(covariance))[::-1]
+    assert np.linalg.norm(mean_m - answer.position[0]) < half_m
+    assert sigma_m == pytest.approx(answer.uncertainty[0, :2], rel=0.15)  # the answer's is scaled to hold 95 %
+
+
 @pytest.mark.parametrize("kind", [{"timing": True}, {"timing": False, "level": True}, {"timing": True, "level": True}])
 def test_no_emitter_means_no_confidence(make_spec: MakeSpec, tmp_path: Path, kind: dict[str, bool]) -> None:
     spec = make_spec(**kind)
