@@ -80,10 +80,10 @@ class _Opening(Generic[Item]):
 class Outbox(Generic[Item]):
     """Hands items to a transport, in order, each until it is acknowledged.
 
-    `transport`: makes one, for each opening a fresh one. `capacity`: how many wait at the most, besides the BATCH that may be on its way; the oldest of them gives way for
-    one more, and counts as dropped. Those on their way are kept over a lost connection: whether they arrived shows
-    only when they are sent again. `linger_s`: how long close() waits for items to leave; what is left counts as
-    dropped. `name`: of the destination, for logs.
+    `transport`: makes one, for each opening a fresh one. `capacity`: how many wait at the most, besides the BATCH that
+    may be on its way; the oldest of them gives way for one more, and counts as dropped. Those on their way are kept
+    over a lost connection: whether they arrived shows only when they are sent again. `linger_s`: how long close()
+    waits for items to leave; what is left counts as dropped. `name`: of the destination, for logs.
 
     Raises ConfigError for a capacity or time that cannot be.
     """
