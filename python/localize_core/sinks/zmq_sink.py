@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 
 import zmq
 
 from localize_core.errors import ConfigError, PublishError
+from localize_core.sinks.zmq_curve import CurveServer
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 
@@ -41,7 +43,12 @@ class ZmqFixSink:
     A fix that nobody has subscribed to counts as sent.
 
     `bind` False connects to a forwarder instead. `close()` waits at most `linger_ms` for queued fixes to leave.
-    Not thread-safe. Raises ConfigError for an endpoint, topic or number that cannot work.
+
+    With `curve_secret_key_file` (this server's, NAME.key_secret) and `curve_clients` (a folder with a file NAME.key for
+    each client) connections are encrypted, and nobody else gets anything: CURVE, see wire/curve.py. Keys are read here,
+    once: whoever is to be let in or shut out later takes another sink.
+
+    Not thread-safe. Raises ConfigError for an endpoint, topic, number or key that cannot work.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class ZmqFixSink:
         high_water_mark: int = 1000,
         linger_ms: int = 500,
         bind: bool = True,
+        curve_secret_key_file: str | os.PathLike[str] | None = None,
+        curve_clients: str | os.PathLike[str] | None = None,
     ) -> None:
         check_endpoint(endpoint, bind=bind)
         if not topic:
@@ -59,6 +68,13 @@ class ZmqFixSink:
             raise ConfigError(f"high_water_mark={high_water_mark}: wanted at least 1 fix")
         if linger_ms < 0:
             raise ConfigError(f"linger_ms={linger_ms}: wanted 0 or more")
+        self._curve: CurveServer | None = None
+        if curve_secret_key_file is not None and curve_clients is not None:
+            if not bind:
+                raise ConfigError("bind=False: a socket with curve_secret_key_file has to bind")
+            self._curve = CurveServer(curve_secret_key_file, curve_clients)
+        elif curve_secret_key_file is not None or curve_clients is not None:
+            raise ConfigError("curve_secret_key_file and curve_clients: wanted both, or neither")
         self.endpoint = endpoint
         self.topic = topic
         self.high_water_mark = high_water_mark
@@ -87,9 +103,12 @@ class ZmqFixSink:
         socket.setsockopt(zmq.XPUB_NODROP, 1)
         socket.setsockopt(zmq.TCP_MAXRT, STALLED_MS)
         try:
+            if self._curve is not None:
+                self._curve.guard(context, socket)
             (socket.bind if self.bind else socket.connect)(self.endpoint)
         except zmq.ZMQError as error:
-            context.destroy(linger=0)
+            socket.close(linger=0)
+            context.term()
             action = "bind" if self.bind else "connect"
             raise PublishError(f"cannot {action} {self.endpoint}: {error.strerror}") from error
         self.bound_endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
@@ -112,8 +131,9 @@ class ZmqFixSink:
 
     def close(self) -> None:
         """Send what is queued, for at most `linger_ms`, and release the endpoint."""
-        if self._context is not None:
-            self._context.destroy(linger=self.linger_ms)
+        if self._context is not None and self._socket is not None:
+            self._socket.close(linger=self.linger_ms)
+            self._context.term()
         self._context = self._socket = self.bound_endpoint = None
 
     def _drop(self, reason: str) -> bool:
