@@ -15,4 +15,9 @@ BENCHMARKS = {
     "realtime": ("realtime", "Four receivers at 2.4 MS/s each, every feature, in real time on two cores."),
     "memory": ("memory", "A station of four receivers: resident memory at the end and soon after the start."),
     "overload": ("overload", "A model that is ten times too slow for its stream."),
+    "http": (
+        "http_load",
+        "The HTTP service under a hundred clients: JSON and binary, single and batch, cache on and off.",
+    ),
+    "fan_out": ("fan_out", "Fixes to 1, 10 and 100 subscribers over ZeroMQ and Redis, and beside one that is stopped."),
 }

@@ -63,9 +63,10 @@ def _gnuradio() -> str | None:
     return str(gr.version())
 
 
-def resident_mib() -> float:
-    """Memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def resident_mib(pid: int | None = None) -> float:
+    """Memory of a process, by default of this one."""
+    statm = Path(f"/proc/{pid or 'self'}/statm").read_text()
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Busy:
@@ -88,11 +89,11 @@ def _busy_s() -> float:
 
 
 class MemoryWatch:
-    """Resident memory of this process, every `interval_s`, while it is entered."""
+    """Resident memory of a process, by default of this one, every `interval_s`, while it is entered."""
 
-    def __init__(self, interval_s: float = 0.25) -> None:
+    def __init__(self, interval_s: float = 0.25, pid: int | None = None) -> None:
         self.samples_mib: list[float] = []
-        self._interval_s = interval_s
+        self._interval_s, self._pid = interval_s, pid
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -106,7 +107,7 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while True:
-            self.samples_mib.append(resident_mib())
+            self.samples_mib.append(resident_mib(self._pid))
             if self._ended.wait(self._interval_s):
                 return
 
