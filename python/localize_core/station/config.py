@@ -13,6 +13,7 @@ from localize_core.cache.settings import CacheSettings, SimilaritySettings, with
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
+from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
 from localize_core.serving.settings import ChallengerSettings, GateSettings, QueueSettings, ServingSettings
 from localize_core.simulation.scene import SceneConfig
 from localize_core.wire.endpoint import check_endpoint
@@ -194,6 +195,20 @@ class ControlTable(_Table):
             raise ValueError(str(error)) from error
 
 
+class HttpTable(HttpOptions):
+    """Map, fixes and inference over HTTP, from the running station."""
+
+    token_file: Path | None = Field(
+        None, description="file whose first line is the token that every request must carry; relative to this file"
+    )
+
+    @property
+    def settings(self) -> HttpSettings:
+        """With the token. Raises ConfigError where it cannot be read."""
+        values = self.model_dump(exclude={"token_file"})
+        return http_settings(**values, token="" if self.token_file is None else read_token(self.token_file))
+
+
 class PublishTable(_Table):
     """Any number of sinks of each kind: one table, or an array of tables."""
 
@@ -217,6 +232,7 @@ class Station(_Table):
     model: ModelTable = ModelTable()
     publish: PublishTable = PublishTable()
     control: ControlTable | None = None
+    http: HttpTable | None = None
     cache: CacheSettings = CacheSettings()
     metrics: _Table = Field(_Table(), description="no keys yet")
     scene: SceneConfig | None = None
@@ -269,6 +285,7 @@ def _describe(error: ValidationError, data: dict[str, Any]) -> str:
         shown = f" (given: {without_password(repr(given))})" if isinstance(given, (str, int, float, bool)) else ""
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
+            shown = "" if "token" in key or "password" in key else shown
             message = f"unknown key{_hint(item['loc'])}"
         lines.append(f"{key}: {message}{shown}")
     return "; ".join(dict.fromkeys(lines))
@@ -310,6 +327,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "zmq": ZmqTable,
     "file": FileTable,
     "control": ControlTable,
+    "http": HttpTable,
     "cache": CacheSettings,
     "similar": SimilaritySettings,
     "metrics": _Table,
@@ -358,7 +376,10 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
     scene = station.scene
     if scene is not None and scene.channels:
         scene = scene.model_copy(update={"channels": str(folder / scene.channels)})
-    return station.model_copy(update={"receiver": receivers, "model": model, "scene": scene})
+    http = station.http
+    if http is not None and http.token_file is not None:
+        http = http.model_copy(update={"token_file": folder / http.token_file})
+    return station.model_copy(update={"receiver": receivers, "model": model, "scene": scene, "http": http})
 
 
 def _from_folder(uri: str, folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from localize_core.errors import ConfigError
-from localize_core.station.config import Station, load_station, parse_station
+from localize_core.station.config import HttpTable, Station, load_station, parse_station
 
 MINIMAL = """
 [station]
@@ -161,6 +161,15 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[cache]", "timeout_ms", [0.5, 100.0], [0.0, 101.0, "nan"]),
     ("[cache]", "prefix", ["", "site:"], [5]),
     ("[cache]", "similar", [{}, {"max_age_s": 2.5, "max_windows": 8}], [{"max_age_s": 0}, {"power": 1.0}]),
+    ("[http]", "host", ["0.0.0.0", "::1", "localhost"], ["", "http://a", "[::1]", "a:b c"]),
+    ("[http]", "port", [0, 8080, 65_535], [-1, 65_536]),
+    ("[http]", "token_file", ["token", "/run/secrets/token"], [5]),
+    ("[http]", "history", [1, 1_000_000], [0, 1_000_001]),
+    ("[http]", "tiles", ["", "/tiles/{z}/{x}/{y}.png", "https://{s}.a.org/{z}/{x}/{y}.png"], ["https://a.org/", "x"]),
+    ("[http]", "attribution", ["", "© somebody"], [5]),
+    ("[http]", "max_body_bytes", [1024, 1 << 32], [1023, (1 << 32) + 1]),
+    ("[http]", "queue_requests", [0, 10_000], [-1, 10_001]),
+    ("[http]", "cors_origins", [[], ["https://map.example.org:8443"]], ["*", ["*"], ["https://a.org/"]]),
     ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
     ("[publish.zmq]", "high_water_mark", [1], [0]),
     ("[publish.zmq]", "linger_ms", [0], [-1]),
@@ -204,6 +213,7 @@ def test_every_key_has_a_range_or_a_reason():
         table = Station.model_fields[name].annotation
         assert table is not None
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
+    assert {key for tab, key in tested if tab == "http"} == set(HttpTable.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +227,7 @@ def test_every_key_has_a_range_or_a_reason():
         ("[model]", "model.colour"),
         ("[cache]", "cache.colour"),
         ("[metrics]", "metrics.colour"),
+        ("[http]", "http.colour"),
         ("[publish]", "publish.colour"),
         ("[publish.zmq]", "publish.zmq.0.colour"),
         ("[[publish.file]]", "publish.file.0.colour"),
@@ -363,3 +374,24 @@ def test_a_channel_data_set_lies_beside_the_station_file():
         parse_station(text + "speed_mps = 2.0", folder=Path())
     with pytest.raises(ConfigError, match=r"scene\.track: needs at least one point, or `channels`"):
         parse_station(MINIMAL.replace("track = [[47.0, 8.0]]", ""), folder=Path())
+
+
+def test_the_token_of_http_stands_in_a_file_beside_the_station(tmp_path):
+    station = parse_station(with_table("[http]", 'token_file = "token"'), folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"token_file=.*cannot be read"):
+        assert station.http.settings
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    (tmp_path / "token").chmod(0o604)
+    with pytest.raises(ConfigError, match="anybody can read it"):
+        assert station.http.settings
+    (tmp_path / "token").chmod(0o600)
+    assert station.http.settings.token == "0123456789abcdef"
+    (tmp_path / "token").write_text("\n0123456789abcdef")
+    with pytest.raises(ConfigError, match="first line is empty"):
+        assert station.http.settings
+
+
+def test_a_token_in_the_station_file_is_not_repeated():
+    with pytest.raises(ConfigError, match=r"http\.token: unknown key.*token_file") as raised:
+        parse(with_table("[http]", 'token = "0123456789abcdef"'))
+    assert "0123456789" not in str(raised.value)

@@ -1,0 +1,98 @@
+"""The last fixes, numbered: what pages, streams and maps read, each reader at its own pace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_json
+
+DEFAULT_CAPACITY = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A fix with its cursor, and as one line of JSON."""
+
+    cursor: int
+    fix: Fix
+    json: str
+
+
+class FixHistory:
+    """Keeps the last `capacity` fixes. Cursors rise by one from fix to fix; readers ask for what comes after theirs.
+
+    The first cursor is the time of construction in microseconds, so that a cursor of an earlier run lies below all
+    cursors of this one. Threads may share it.
+    """
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+        self._entries: deque[Entry] = deque(maxlen=capacity)
+        self._first = self._next = int(time.time() * 1e6)
+        self._lock = threading.Lock()
+        self._watchers: list[Callable[[], None]] = []
+
+    @property
+    def received(self) -> int:
+        """How many fixes have come, those included that are no longer kept."""
+        return self._next - self._first
+
+    @property
+    def newest(self) -> int:
+        """Cursor of the last fix; before the first fix, one that all fixes come after."""
+        return self._next - 1
+
+    def append(self, fix: Fix) -> int:
+        """Keep a fix, and return its cursor. Raises ConfigError for one that cannot be encoded."""
+        json = fix_to_json(fix)
+        with self._lock:
+            cursor = self._next
+            self._next += 1
+            self._entries.append(Entry(cursor, fix, json))
+            watchers = tuple(self._watchers)
+        for watcher in watchers:
+            watcher()
+        return cursor
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Have it called after each fix, in the thread that brought it. It must neither wait nor raise."""
+        with self._lock:
+            self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        with self._lock:
+            self._watchers.remove(watcher)
+
+    def after(self, cursor: int, limit: int) -> tuple[int, list[Entry]]:
+        """The next entries after a cursor, oldest first, and how many are missing between it and the first of them.
+
+        A cursor of another run, lower or higher than all of this one, stands for the beginning of this one.
+        """
+        with self._lock:
+            if not self._first - 1 <= cursor < self._next:
+                cursor = self._first - 1
+            oldest = self._next - len(self._entries)
+            missing = max(oldest - cursor - 1, 0)
+            return missing, self._slice(max(cursor + 1, oldest), limit)
+
+    def before(self, cursor: int | None, limit: int) -> list[Entry]:
+        """The last entries before a cursor, or of all, newest first."""
+        return list(islice(self.backwards(cursor), limit))
+
+    def backwards(self, cursor: int | None = None) -> Iterator[Entry]:
+        """All entries before a cursor, newest first, as they are now."""
+        with self._lock:
+            entries = list(self._entries)
+        return (entry for entry in reversed(entries) if cursor is None or entry.cursor < cursor)
+
+    def _slice(self, first: int, limit: int) -> list[Entry]:
+        """Entries from a cursor on. From the end: readers are mostly near it, and a deque is slow in its middle."""
+        wanted = self._next - first
+        entries = list(islice(reversed(self._entries), wanted))
+        entries.reverse()
+        return entries[:limit]
