@@ -44,6 +44,14 @@ class PublishError(LocalizeError):
     """A sink cannot be opened or has failed."""
 
 
+class SubscribeError(LocalizeError):
+    """Fixes cannot be had from an address, and another try would not help."""
+
+
+class NoFixError(SubscribeError):
+    """No fix came for as long as its reader was willing to wait."""
+
+
 class MissingExtraError(ConfigError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 
