@@ -1,0 +1,58 @@
+"""A fix as a row of a flat table: what CSV, GeoJSON properties and KML data have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_dict
+
+CSV_FIELDS = (
+    "station",
+    "stream",
+    "sequence",
+    "id",
+    "timestamp",
+    "time_source",
+    "status",
+    "reason",
+    "latitude",
+    "longitude",
+    "semi_major_m",
+    "semi_minor_m",
+    "azimuth_deg",
+    "probability",
+    "confidence",
+    "frequency_hz",
+    "receivers_used",
+    "model_name",
+    "model_version",
+    "model_arm",
+    "residual_ns",
+    "inference_time_ms",
+    "latency_ms",
+    "dropped_windows",
+)
+"""The columns. Names and units are those of the JSON form."""
+
+
+def fix_columns(fix: Fix) -> dict[str, Any]:
+    """Text, number or None for each of CSV_FIELDS. Raises ConfigError as `fix_to_dict` does."""
+    encoded = fix_to_dict(fix)
+    everything = {
+        **encoded,
+        **(encoded["position"] or {}),
+        **(encoded["uncertainty"] or {}),
+        **(encoded["alignment"] or {}),
+        **{f"model_{name}": value for name, value in encoded["model"].items()},
+        "receivers_used": sum(receiver["used"] for receiver in encoded["receivers"]),
+    }
+    return {name: everything.get(name) for name in CSV_FIELDS}
+
+
+def fix_to_csv_row(fix: Fix) -> list[Any]:
+    """The columns in the order of CSV_FIELDS, for `csv.writer`: None, which it leaves empty, where there is nothing.
+
+    Raises ConfigError as `fix_to_dict` does.
+    """
+    return list(fix_columns(fix).values())
