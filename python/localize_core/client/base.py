@@ -279,10 +279,13 @@ class FixSubscriber:
             return
         if state == "disconnected":
             log.warning("%s: no connection, trying again: %s", self.name, reason)
-        elif before == "disconnected":
-            log.info("%s: %s", self.name, state)
+        elif state == "connected":
+            log.info("%s: connected", self.name)
         if self._on_state is not None:
-            self._on_state(state, reason)
+            try:
+                self._on_state(state, reason)
+            except Exception:  # the fixes go on; whoever iterates cannot be told of it
+                log.exception("%s: on_state failed", self.name)
 
 
 class Subscription:

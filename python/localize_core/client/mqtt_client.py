@@ -53,6 +53,8 @@ class MqttLink(Link):
     ) -> None:
         if history not in (0, 1):
             raise ConfigError(f"history={history}: wanted 0 or 1, MQTT retains one fix for each station")
+        if station is not None and set(station) & set("+#"):
+            raise ConfigError(f"station={station!r}: wanted a name without the wildcards + and #")
         parts = split_url(url, "mqtt://HOST:PORT or mqtts://HOST:PORT")
         if parts.path not in ("", "/") or parts.query:
             raise ConfigError(f"url={without_credentials(url)!r}: wanted nothing after the port")

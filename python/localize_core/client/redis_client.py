@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from localize_core.cache.settings import checked_redis_url
 from localize_core.client.link import (
     CONNECT_S,
     POLL_S,
@@ -17,7 +18,7 @@ from localize_core.client.link import (
     RefusedError,
     Session,
     Status,
-    split_url,
+    without_credentials,
 )
 from localize_core.errors import ConfigError, MissingExtraError
 
@@ -33,8 +34,8 @@ _GLOB = re.compile(r"([*?\[\]\\])")
 class RedisLink(Link):
     """Follows the streams `PREFIX:stream:STATION` with XREAD.
 
-    Without a station it follows all, found with SCAN at the start and every LOOK_S after that; a server with millions
-    of other keys is better asked for one station. Those found later are read from their beginning.
+    Without a station it follows all, found with SCAN at the start and every LOOK_S after that: a server with
+    millions of other keys is better asked for one station. Those found later are read from their beginning.
     """
 
     OPTIONS: ClassVar = frozenset({"history", "since", "prefix", "ca_file"})
@@ -58,16 +59,15 @@ class RedisLink(Link):
             )
         if since is not None and history:
             raise ConfigError("history, since: wanted one of them")
-        split_url(url, "redis://HOST:PORT/DATABASE or rediss://HOST:PORT/DATABASE")
+        try:
+            checked_redis_url(url)
+        except ValueError as error:
+            raise ConfigError(f"url={without_credentials(url)!r}: {error}") from error
         super().__init__(url)
         self._redis = _library()
         self._options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": os.fspath(ca_file)}
         if ca_file is not None and not url.startswith("rediss:"):
             raise ConfigError("ca_file: wanted a rediss:// address")
-        try:
-            self._redis.connection.parse_url(url)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"url={self.name!r}: {error}") from error
         self._url, self._history, self._prefix, self._station = url, history, prefix, station
         self._batch = min(BATCH, high_water_mark)
         self._last: dict[bytes, bytes] = {}
@@ -157,7 +157,6 @@ def _library() -> Any:
     try:
         import redis
         import redis.backoff
-        import redis.connection
         import redis.exceptions
         import redis.retry
     except ImportError as error:

@@ -17,6 +17,7 @@ RECONNECT_MS, LAST_RECONNECT_MS = 100, 10_000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 """A publisher that vanished without a word is noticed by this."""
 MAX_MESSAGE_BYTES = 1 << 20
+REFUSED = Status(False, "the handshake failed: look at the CURVE keys of both sides")
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _FAILED
@@ -52,13 +53,15 @@ class ZmqLink(Link):
             socket = context.socket(zmq.SUB)
             monitor = socket.get_monitor_socket(_EVENTS)
             self._connect(socket)
+            status = Status(False)
             poller = zmq.Poller()
             poller.register(socket, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
             while True:
                 ready = dict(poller.poll(int(1000.0 * POLL_S)))
                 if monitor in ready:
-                    yield self._status(parse_monitor_message(monitor.recv_multipart()))
+                    status = self._status(parse_monitor_message(monitor.recv_multipart()), status)
+                    yield status
                 if socket in ready:
                     yield Message(socket.recv_multipart()[-1])
                 if not ready:
@@ -84,12 +87,12 @@ class ZmqLink(Link):
             raise RefusedError(f"cannot connect: {error.strerror}") from error
 
     @staticmethod
-    def _status(event: Mapping[str, Any]) -> Status:
+    def _status(event: Mapping[str, Any], before: Status) -> Status:
         kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return Status(True)
         if kind & _FAILED:
-            return Status(False, "the publisher refused the handshake: look at the CURVE keys")
-        if kind == zmq.EVENT_CONNECT_RETRIED:
-            return Status(False, "nobody answers there")
-        return Status(False, "the publisher closed the connection")
+            return REFUSED
+        if before == REFUSED:
+            return before  # what follows a refusal: the connection ends, and is tried again
+        return Status(False, "nobody answers" if kind == zmq.EVENT_CONNECT_RETRIED else "the connection was closed")
