@@ -150,6 +150,9 @@ class onnx_inference(gr.sync_block):
         gr.sync_block.__init__(self, "onnx_inference", [(np.float32, rows)] * channels, None)
         self.failure: Exception | None = None
         self.malformed = 0
+        self._accounting = threading.Lock()
+        self._ended = NO_QUEUE  # what workers have counted that are no more
+        self._cut_off = 0
         self._malformed_burst = False
         self.set_tag_propagation_policy(gr.TPP_DONT)
         for port in (self.FIX_PORT, self.SHADOW_PORT, self.STATUS_PORT):
@@ -191,9 +194,8 @@ class onnx_inference(gr.sync_block):
     def _reset(self) -> None:
         """As before the first frame: a flowgraph that is started again counts its items from zero."""
         self.published = 0
-        self._reported_drops, self._reported_s = 0, 0.0
+        self._reported_drops, self._reported_s = self.dropped, 0.0
         self._finishing = False
-        self._cut_off = 0
         self._sequence = 0
         self._frames = 0
         self._warmup = 0
@@ -220,23 +222,25 @@ class onnx_inference(gr.sync_block):
         """What has become of the stream's windows: offered = served + dropped + waiting + answering.
 
         `age_ms`: of the oldest that waits. `dropped` by stage: `queue`, inference was slow; `end`, they came while the
-        stream was being ended.
+        stream was being ended, or waited when inference had failed. Counted over all starts.
         """
-        state = self._worker.state if self._worker is not None else NO_QUEUE
-        return {
-            "offered": state.offered + self._cut_off,
-            "served": state.served,
-            "waiting": state.waiting,
-            "answering": state.answering,
-            "age_ms": state.age_s * 1e3,
-            "dropped": {"queue": state.dropped, "end": self._cut_off},
-        }
+        with self._accounting:
+            ended, state = self._ended, self._worker.state if self._worker is not None else NO_QUEUE
+            return {
+                "offered": ended.offered + state.offered + self._cut_off,
+                "served": ended.served + state.served,
+                "waiting": state.waiting,
+                "answering": state.answering,
+                "age_ms": state.age_s * 1e3,
+                "dropped": {"queue": ended.dropped + state.dropped, "end": self._cut_off},
+            }
 
     def finish(self, timeout_s: float) -> None:
         """Take no more windows and wait until those taken are answered: for a live stream that is about to be cut."""
         self._finishing = True
-        if self._worker is not None:
-            self._worker.settle(timeout_s)
+        worker = self._worker
+        if worker is not None:
+            worker.settle(timeout_s)
 
     def group_frames(self, group: int, first: int = 0) -> None:
         """Before the flowgraph starts: take frames in groups, after `first` ones (fewer than a group)."""
@@ -271,10 +275,29 @@ class onnx_inference(gr.sync_block):
             if worker is not None:
                 worker.stop()
                 self.failure = self.failure or worker.failure
+        self._close_account()
         if self.failure is not None:
             self.engine.health.fail(str(self.failure))
         self.engine.stop()
         return True
+
+    def _close_account(self) -> None:
+        """The worker goes, what it has counted stays."""
+        with self._accounting:
+            if self._worker is None:
+                return
+            state, ended = self._worker.state, self._ended
+            lost = state.waiting + state.answering  # none, unless it has failed
+            self._ended = QueueState(
+                offered=ended.offered + state.offered - lost,
+                served=ended.served + state.served,
+                dropped=ended.dropped + state.dropped,
+                waiting=0,
+                answering=0,
+                age_s=0.0,
+            )
+            self._cut_off += lost
+            self._worker = None
 
     def _handle_control(self, message: Any) -> None:
         command = "command"

@@ -13,8 +13,9 @@ class StoreStatistics:
 
     `errors`: requests that failed. `evictions`: entries that had to go for others, as far as the store sees it.
     `skipped`: look-ups that asked nobody, because the store was away or all its connections were busy. `dropped`:
-    writes that were not carried out. `items` and `bytes`: held now, None where that is not known here. `state`:
-    "ready", or why the store is not asked.
+    writes that were not carried out. `items` and `bytes`: held now, None where that is not known here. `server_bytes`:
+    memory of the server that holds them, with all that is not the cache's; None where there is none, or it does not
+    tell. `state`: "ready", or why the store is not asked.
     """
 
     hits: int = 0
@@ -25,6 +26,7 @@ class StoreStatistics:
     dropped: int = 0
     items: int | None = None
     bytes: int | None = None
+    server_bytes: int | None = None
     state: str = "ready"
 
     def as_dict(self) -> dict[str, Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -35,6 +37,8 @@ UNCONNECTED = "not connected yet"
 MAX_WRITES = 1024
 """That may wait."""
 WRITES_AT_ONCE = 64
+MEMORY_S = 10.0
+"""How old a figure of the server's memory may be before the next look at it asks for another."""
 
 _Command = tuple[str | bytes | int, ...]
 
@@ -46,7 +50,8 @@ class RedisStore:
     the most. `prefix`: of all keys.
 
     Whoever asks uses a connection that is open already, or goes without: connections are opened, tried and counted in a
-    thread of the store's own, which carries out the writes as well. After three requests in a row without an answer
+    thread of the store's own, which carries out the writes as well, and asks for the server's memory where somebody
+    looks at that and the user may (`+info`). After three requests in a row without an answer
     nobody is asked, until that thread has had an answer.
 
     Raises ConfigError for an address that is none, MissingExtraError without the extra `redis`.
@@ -76,6 +81,9 @@ class RedisStore:
         self._because: str | None = "closed"
         self._pause_s = self._try_at_s = 0.0
         self._opening: Any | None = None
+        self._memory_bytes: int | None = None
+        self._memory_due_s = 0.0  # before, nobody asks
+        self._wants_memory = False
         self._closed = True
         self._thread: threading.Thread | None = None
         self._hits = self._misses = self._errors = self._skipped = self._dropped = 0
@@ -87,7 +95,7 @@ class RedisStore:
             if self._thread is not None:
                 return
             self._closed, self._because = False, UNCONNECTED
-            self._pause_s = self._try_at_s = 0.0
+            self._pause_s = self._try_at_s = self._memory_due_s = 0.0
             self._thread = threading.Thread(target=self._run, name="localize-redis", daemon=True)
             self._thread.start()
             self._changed.wait_for(lambda: self._because is None, START_S)  # or the first windows would go without
@@ -153,12 +161,16 @@ class RedisStore:
 
     def stats(self) -> StoreStatistics:
         with self._changed:
+            if self._because is None and time.monotonic() >= self._memory_due_s:
+                self._wants_memory = True  # for the next look: this one waits for nobody
+                self._changed.notify_all()
             return StoreStatistics(
                 hits=self._hits,
                 misses=self._misses,
                 errors=self._errors,
                 skipped=self._skipped,
                 dropped=self._dropped,
+                server_bytes=self._memory_bytes if self._because is None else None,
                 state=self._because or "ready",
             )
 
@@ -233,14 +245,18 @@ class RedisStore:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._lacks_connections or self._writes)
+                self._changed.wait_for(
+                    lambda: self._closed or self._lacks_connections or self._writes or self._wants_memory
+                )
                 if self._lacks_connections:
                     self._changed.wait_for(lambda: self._closed, max(self._try_at_s - time.monotonic(), 0.0))
                 if self._closed:
                     return
-                lacks = self._lacks_connections
+                lacks, wants_memory = self._lacks_connections, self._wants_memory
             if lacks:
                 self._connect()
+            elif wants_memory:
+                self._ask_memory()
             else:
                 self._write()
 
@@ -306,6 +322,29 @@ class RedisStore:
         self._dropped += len(self._writes)
         self._writes.clear()
         self._changed.notify_all()
+
+    def _ask_memory(self) -> None:
+        """How much memory the server has, all in all. A user who may not know is not asked again before a new start."""
+        with self._changed:
+            if not self._ready:
+                self._changed.wait(self._timeout_s)  # as in _write
+                return
+            connection = self._ready.pop()
+        found, due_s = None, time.monotonic() + MEMORY_S
+        try:
+            _wait_for(connection, WRITE_S)
+            try:
+                found = _used_memory(self._asked(connection, ("INFO", "memory")))
+            except self._redis.ResponseError as error:
+                log.info("Redis does not tell how much memory it has: %s", error)
+                due_s = math.inf
+            _wait_for(connection, self._timeout_s)
+        except Exception as error:  # besides its own, whatever the client makes of garbage
+            self._failed(connection, error)
+        else:
+            self._give_back(connection)
+        with self._changed:
+            self._memory_bytes, self._memory_due_s, self._wants_memory = found, due_s, False
 
     def _write(self) -> None:
         """Carry out some of the writes that wait."""
@@ -373,6 +412,14 @@ def _checked(values: Any, count: int) -> list[bytes | None]:
     if not all(value is None or isinstance(value, bytes) for value in values):
         raise ValueError(f"not an answer to MGET: {str(values)[:80]}")
     return values
+
+
+def _used_memory(answer: Any) -> int:
+    """From an answer to INFO. Raises ValueError for anything else."""
+    found = re.search(rb"^used_memory:(\d+)\r?$", answer, re.MULTILINE) if isinstance(answer, bytes) else None
+    if found is None:
+        raise ValueError(f"not an answer to INFO: {str(answer)[:80]}")
+    return int(found[1])
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from localize_core.cache.answers import AnswerCache, AnswerKeys
+from localize_core.engine.instruments import Instruments, NoInstruments
 from localize_core.engine.masking import ChannelMask
 from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Framing, Window
@@ -70,7 +71,8 @@ class Locator:
     """Turns windows into fixes with one model.
 
     `min_confidence`: below it the answer is no fix. `probability`: what the ellipse of a fix is said to hold.
-    `backend`: name in fixes of what runs the model, by default the model's own.
+    `backend`: name in fixes of what runs the model, by default the model's own. Its `instruments`, at first
+    nobody, are told how long the model runs.
     Raises ConfigError unless `probability` lies between 0 and 1.
     """
 
@@ -82,6 +84,7 @@ class Locator:
         self.model = model
         self.min_confidence = min_confidence
         self.probability = probability
+        self.instruments: Instruments = NoInstruments()
         self._identity = replace(model.identity, backend=backend or model.identity.backend)
         self._keys = AnswerKeys.of(model)
         self._mask = ChannelMask(model.contract)
@@ -226,7 +229,7 @@ class Locator:
             return []
         try:
             # One window is not copied: that would cost more than a small model.
-            output = self.model.run(features[0][None] if len(features) == 1 else np.stack(features))
+            output = self._run_timed(features[0][None] if len(features) == 1 else np.stack(features))
         except UnavailableError:
             raise
         except EngineError:
@@ -237,6 +240,13 @@ class Locator:
             ModelOutput(output.position[k : k + 1], output.uncertainty[k : k + 1], output.confidence[k : k + 1])
             for k in range(len(features))
         ]
+
+    def _run_timed(self, batch: np.ndarray) -> ModelOutput:
+        began_s = time.perf_counter()
+        try:
+            return self.model.run(batch)
+        finally:
+            self.instruments.observe("model_run", time.perf_counter() - began_s, backend=self._identity.backend)
 
     def _fix(
         self,

@@ -6,12 +6,14 @@ import logging
 import threading
 from typing import Any
 
+from localize_core.engine.instruments import Instruments, NoInstruments
 from localize_core.engine.locator import Locator
 from localize_core.errors import ConfigError, DigestError, LocalizeError, ModelError, RegistryError, UnavailableError
 from localize_core.model.admission import admit
 from localize_core.model.base import ModelSource, Release
 from localize_core.model.contract import Contract
 from localize_core.serving.health import Health
+from localize_core.serving.tally import Outcome, Tally
 from localize_core.serving.version import Version
 
 log = logging.getLogger(__name__)
@@ -21,13 +23,14 @@ class Loader:
     """Makes releases serve: opens, admits and warms them, all for the same windows.
 
     `like`: contract that windows are made by, None for the first model, which decides. `time_steps`: frames of a
-    window, 0 while that is not known.
+    window, 0 while that is not known. `instruments`: told how long models run.
     """
 
     def __init__(self, *, min_confidence: float, probability: float) -> None:
         self.min_confidence, self.probability = min_confidence, probability
         self.like: Contract | None = None
         self.time_steps = 0
+        self.instruments: Instruments = NoInstruments()
 
     def load(self, release: Release, *, as_fallback: bool = False) -> Version:
         """Raises ModelError for a model that is no good, RegistryError or UnavailableError where it is out of reach."""
@@ -43,6 +46,7 @@ class Loader:
         except BaseException:
             model.close()
             raise
+        locator.instruments = self.instruments
         return Version(release.key, locator)
 
 
@@ -55,11 +59,14 @@ class Arm:
     """A place that versions of one source serve in, one at a time.
 
     `current` answers; `previous` stays loaded, so that going back takes no time. Changes come from one thread at a
-    time, answers from any. Conditions of `health` begin with `prefix`.
+    time, answers from any. Conditions of `health` begin with `prefix`; changes are counted in `tally`.
     """
 
-    def __init__(self, name: str, source: ModelSource, loader: Loader, health: Health, *, prefix: str) -> None:
+    def __init__(
+        self, name: str, source: ModelSource, loader: Loader, health: Health, tally: Tally, *, prefix: str
+    ) -> None:
         self.name, self.source = name, source
+        self._tally = tally
         self.current: Version | None = None
         self.previous: Version | None = None
         self._loader, self._health, self._prefix = loader, health, prefix
@@ -107,7 +114,7 @@ class Arm:
             kept = self.source.remembered()
             if kept is None:
                 raise
-            condition = "rejected" if isinstance(error, ModelError) else "unreachable"
+            condition = self._unchanged(error)
             self._swap(self._loader.load(kept))
             detail = f"{error}; started with version {kept.version}, which was kept here"
             self._health.report(f"{self._prefix}_{condition}", detail)
@@ -136,13 +143,19 @@ class Arm:
 
     def _noted(self, error: LocalizeError) -> bool:
         """Make it a condition. Returns whether the source has answered as it should."""
-        if isinstance(error, RegistryError | UnavailableError):
+        if self._unchanged(error) == "unreachable":
             self._health.report(f"{self._prefix}_unreachable", str(error))
             return False
         if self._health.report(f"{self._prefix}_rejected", str(error)):
             log.warning("%s: %s", self.name, error)
         # What was fetched with another digest may be right the next time; nothing else changes by itself.
         return not isinstance(error, DigestError)
+
+    def _unchanged(self, error: LocalizeError) -> Outcome:
+        """Count a version that does not serve, and say what came of it."""
+        outcome: Outcome = "unreachable" if isinstance(error, RegistryError | UnavailableError) else "rejected"
+        self._tally.changed(self.name, outcome)
+        return outcome
 
     def _follow(self, *, retry: bool) -> None:
         release = self.source.latest()
@@ -167,7 +180,11 @@ class Arm:
 
     def activate(self, version: str) -> None:
         """Serve that version until the source names another. Raises what is wrong with it."""
-        self._serve(self.source.release(version))
+        try:
+            self._serve(self.source.release(version))
+        except LocalizeError as error:
+            self._unchanged(error)
+            raise
         self._refused = False
         self._health.clear(f"{self._prefix}_rejected")
 
@@ -177,11 +194,16 @@ class Arm:
             if self.previous is None:
                 raise ConfigError(f"rollback: {self.name} has no version before this one")
             self.current, self.previous = self.previous, self.current
+        self._tally.changed(self.name, "served")
 
     def change_source(self, source: ModelSource) -> None:
         """Serve what another source names. Raises what is wrong with it: then all is as before."""
-        release = source.latest()
-        version = self._loader.load(release)
+        try:
+            release = source.latest()
+            version = self._loader.load(release)
+        except LocalizeError as error:
+            self._unchanged(error)
+            raise
         self.source, self._seen, self._named, self._refused = source, release.key, release.version, False
         self._install(version, release)
         self._health.clear(*(f"{self._prefix}_{what}" for what in ("unreachable", "rejected", "unavailable", "error")))
@@ -212,6 +234,7 @@ class Arm:
             if at_hand:
                 self.current, self.previous = self.previous, self.current
         if at_hand:
+            self._tally.changed(self.name, "served")
             self.source.remember(release)
         else:
             self._install(self._loader.load(release), release)
@@ -225,6 +248,9 @@ class Arm:
         with self._changing:
             old, self.previous = self.previous, self.current
             self.current = version
+            replaced = self.previous is not None
+        if replaced:
+            self._tally.changed(self.name, "served")
         if old is not None:
             old.retire()
         identity = version.locator.model.identity

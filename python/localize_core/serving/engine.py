@@ -13,6 +13,7 @@ from typing import Any
 
 from localize_core.cache.answers import AnswerCache, open_cache
 from localize_core.cache.settings import CacheSettings
+from localize_core.engine.instruments import Instruments
 from localize_core.engine.locator import Inference, WindowContext
 from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Framing, Window
@@ -28,6 +29,7 @@ from localize_core.serving.likelihood import Likelihood
 from localize_core.serving.requests import MAX_REQUESTS, Request, empty_window, request_window
 from localize_core.serving.settings import ChallengerSettings, ServingSettings
 from localize_core.serving.sources import open_champion, open_source
+from localize_core.serving.tally import FALLBACK, Tally
 from localize_core.serving.version import Version
 from localize_core.serving.watcher import Watcher
 from localize_core.types.fix import Fix
@@ -71,12 +73,12 @@ class Engine:
     ) -> None:
         self.settings = settings
         self._cache_settings, self._cache = cache or CacheSettings(), open_cache(cache)
-        self.health = Health()
+        self.health, self.tally = Health(), Tally()
         self.shadow_dropped = 0
         self._compiled = compiled
         self._loader = Loader(min_confidence=_checked_confidence(min_confidence), probability=probability)
         source = open_champion(settings, compiled=compiled)
-        self._champion = Arm("champion", source, self._loader, self.health, prefix="model")
+        self._champion = Arm("champion", source, self._loader, self.health, self.tally, prefix="model")
         self._challenger: Arm | None = None
         self._experiment: Experiment | None = None
         self._fallback: Version | None = None
@@ -138,7 +140,9 @@ class Engine:
         settings say otherwise; if not live, comparisons hold the caller back.
         """
         self._on_status, self._on_shadow, self._live = on_status, on_shadow, live
-        self._alike, self._tuned_hz = {}, None
+        self._tuned_hz = None
+        for kept in self._alike.values():
+            kept.forget()
         if self._cache is not None:
             self._cache.start()
         self._start_shadow()
@@ -169,6 +173,17 @@ class Engine:
         """Have `status` carry what somebody else knows, such as how long a stream's windows wait."""
         self._observed[section] = report
 
+    def observed(self, section: str) -> Any:
+        """What the one who knows says now; None where there is nobody."""
+        report = self._observed.get(section)
+        return None if report is None else report()
+
+    def instrument(self, instruments: Instruments) -> None:
+        """From now on, tell them how long everything takes."""
+        self._loader.instruments = instruments
+        for version in self._versions():
+            version.locator.instruments = instruments
+
     # Answers
 
     def locate(self, window: Window, context: WindowContext) -> Fix:
@@ -180,7 +195,18 @@ class Engine:
 
         It may run in another thread. Neither raises on data.
         """
-        return self._begun(windows, contexts)
+        instruments, began_s = self._loader.instruments, time.monotonic()
+        for context in contexts:
+            instruments.observe("queue", began_s - context.completed_s)
+        conclude = self._begun(windows, contexts)
+
+        def concluded() -> list[Fix]:
+            fixes = conclude()
+            instruments.observe("inference", time.monotonic() - began_s, count=len(fixes))
+            self.tally.answered(fixes)
+            return fixes
+
+        return concluded
 
     @property
     def tells_likelihood(self) -> bool:
@@ -222,6 +248,7 @@ class Engine:
         """
         if not 1 <= len(requests) <= MAX_REQUESTS:
             raise ConfigError(f"{len(requests)} requests: a batch has 1 to {MAX_REQUESTS}")
+        instruments, asked_s = self._loader.instruments, time.monotonic()
         fixes: dict[int, Fix] = {}
         windows: dict[int, tuple[Window, WindowContext]] = {}
         alike: dict[tuple[str, int, bool], list[int]] = defaultdict(list)
@@ -231,8 +258,9 @@ class Engine:
                 window, start = request_window(request, self.contract, self.time_steps)
             except ConfigError as error:
                 log.warning("request %s: %s", request.id, error)
-                fixes[index] = self.refuse(request, "invalid_request")
+                fixes[index] = self._refused(request, "invalid_request")
                 continue
+            instruments.observe("preprocessing", time.monotonic() - began_s)
             windows[index] = window, self._context(request, start, began_s)
             alike[request.stream, window.features.shape[2], request.cache].append(index)
         for (_, _, cached), indices in alike.items():
@@ -240,10 +268,18 @@ class Engine:
             cached = cached and self._cache_settings.requests
             located = self._begun([window for window, _ in pairs], [context for _, context in pairs], cached=cached)()
             fixes.update(zip(indices, located, strict=True))
-        return [fixes[index] for index in range(len(requests))]
+        instruments.observe("inference", time.monotonic() - asked_s, count=len(windows))
+        answers = [fixes[index] for index in range(len(requests))]
+        self.tally.answered(answers)
+        return answers
 
     def refuse(self, request: Request, reason: str) -> Fix:
         """The fix of a request that no model is asked about."""
+        fix = self._refused(request, reason)
+        self.tally.answered([fix])
+        return fix
+
+    def _refused(self, request: Request, reason: str) -> Fix:
         context = self._context(request, request.start or (int(time.time()), 0.0), time.monotonic())
         version = self._champion.current or self._at_hand()
         return version.locator.refuse(empty_window(self.contract), context, reason)
@@ -311,6 +347,7 @@ class Engine:
             try:
                 done = [*self._answered(arm, serving, windows, contexts, cache)]
             except UnavailableError as error:
+                self.tally.unanswered(arm.name, len(windows))
                 if arm.unavailable(str(error)):
                     self.notify()
                     if self._watcher is not None and self.settings.poll_s:
@@ -325,7 +362,7 @@ class Engine:
         if version is self._fallback:
             inference = version.locator.infer(windows, cache)
             fixes = version.locator.conclude(inference, windows, contexts, arm=arm.name)
-            version.statistics.add(fixes)
+            self._count(FALLBACK, version, fixes)
         else:
             fixes = [
                 version.locator.refuse(window, context, "model_unavailable")
@@ -363,10 +400,26 @@ class Engine:
     ) -> list[Fix]:
         fixes = serving.locator.conclude(inference, windows, contexts, arm=arm.name)
         if inference.hits and not inference.asked:
-            serving.statistics.add(fixes)  # what is known already says nothing of the arm's health
+            self._count(arm.name, serving, fixes)  # what is known already says nothing of the arm's health
         else:
             self._take_note(arm, serving, fixes)
         return fixes
+
+    @property
+    def serving(self) -> dict[str, Version | None]:
+        """What answers, by arm, and the fallback where there is one."""
+        answering = {arm.name: arm.current for arm in self._arms()}
+        return answering if self._fallback is None else {**answering, FALLBACK: self._fallback}
+
+    @property
+    def cache(self) -> AnswerCache | None:
+        """What keeps answers for windows that come again."""
+        return self._cache
+
+    @property
+    def similar(self) -> dict[str, dict[str, Any]]:
+        """By arm, how often a window of the live stream was like a recent one; empty where that is not looked for."""
+        return {arm: kept.as_dict() for arm, kept in dict(self._alike).items()}
 
     @property
     def takes_turns(self) -> bool:
@@ -386,8 +439,13 @@ class Engine:
 
     def _take_note(self, arm: Arm, serving: Version, fixes: Sequence[Fix]) -> None:
         """The arm has answered: count it, and what does that say of its health?"""
-        if arm.note_answer(failed=serving.statistics.add(fixes)):
+        if arm.note_answer(failed=self._count(arm.name, serving, fixes)):
             self.notify()
+
+    def _count(self, arm: str, version: Version, fixes: Sequence[Fix]) -> bool:
+        """Note what came out of one inference. Returns whether it failed on any."""
+        self.tally.inferred(arm, fixes)
+        return version.statistics.add(fixes)
 
     def _at_hand(self) -> Version:
         """A version that answers when the champion does not: the fallback, else the champion itself refuses."""
@@ -452,6 +510,7 @@ class Engine:
         try:
             fix = serving.locator.locate(window, context, arm="shadow")
         except UnavailableError as error:
+            self.tally.unanswered(other.name, 1)
             if other.unavailable(str(error)):
                 self.notify()
             return job, serving.locator.refuse(window, context, "model_unavailable", arm="shadow")
@@ -493,7 +552,7 @@ class Engine:
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
         self._loader.min_confidence = _checked_confidence(min_confidence)
-        for version in [*(each for arm in self._arms() for each in arm.versions), *self._fallbacks()]:
+        for version in self._versions():
             version.locator.min_confidence = min_confidence
 
     def set_share_percent(self, percent: float) -> None:
@@ -545,7 +604,7 @@ class Engine:
         if settings is None:
             return
         source = open_source(settings.uri, self.settings)
-        challenger = Arm("challenger", source, self._loader, self.health, prefix="challenger")
+        challenger = Arm("challenger", source, self._loader, self.health, self.tally, prefix="challenger")
         challenger.refresh()
         self._experiment = Experiment(settings)
         if self._watcher is not None:
@@ -607,9 +666,7 @@ class Engine:
             "version": identity.version,
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
-            **(
-                {} if not self._alike else {"similar": {arm: kept.as_dict() for arm, kept in dict(self._alike).items()}}
-            ),
+            **({"similar": similar} if (similar := self.similar) else {}),
             **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 
@@ -664,6 +721,10 @@ class Engine:
 
     def _arms(self) -> list[Arm]:
         return [arm for arm in (self._champion, self._challenger) if arm is not None]
+
+    def _versions(self) -> list[Version]:
+        """All that is loaded."""
+        return [*(version for arm in self._arms() for version in arm.versions), *self._fallbacks()]
 
     def _fallbacks(self) -> list[Version]:
         return [] if self._fallback is None else [self._fallback]
