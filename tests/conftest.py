@@ -287,6 +287,24 @@ def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         server.stop()
 
 
+@pytest.fixture
+def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """A starter of MQTT brokers that only this test has: see benchmarks/mosquitto_server.py."""
+    module = _benchmark("mosquitto_server")
+    if (why := module.missing()) is not None:
+        pytest.skip(why)
+    servers: list[Any] = []
+
+    def start(*settings: str) -> Any:
+        servers.append(module.MosquittoServer(tmp_path_factory.mktemp("mosquitto"), *settings))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
 class MlflowServer:
     """An MLflow server on a port of its own, with its data in a folder. Killed and started again it is the same."""
 
