@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from localize_core.errors import ConfigError
-from localize_core.geodesy import GEOD
+from localize_core.geodesy import GEOD, MEAN_RADIUS_M
 from localize_core.types.fix import Position, Uncertainty
 
 Ring = list[tuple[float, float]]
@@ -20,7 +20,7 @@ Ring = list[tuple[float, float]]
 FARTHEST_M = 1.0e7
 """Just short of a quarter of the way round the Earth: no ellipse is drawn beyond the half that its centre is in."""
 NEAREST_M = 1.0e-3
-WIDEST_DEG = 10.0
+THINNEST = 1.0e-3
 METRES_PER_DEGREE = 111e3
 CORNERS = {180.0: [(180.0, 90.0), (-180.0, 90.0)], 360.0: [(-180.0, -90.0), (180.0, -90.0)]}
 
@@ -29,36 +29,43 @@ def ellipse_ring(position: Position, uncertainty: Uncertainty, points: int = 64)
     """The boundary of the ellipse that holds `uncertainty.probability`, counter-clockwise as seen from above.
 
     Each place lies on the geodesic that leaves `position` in its direction, as far along it as the ellipse reaches
-    there. `points`: how many different places, evenly spaced in the ellipse's own angle; near a pole, where straight
-    edges would leave the ellipse, there are more. Longitudes lie within 180 degrees of the centre's, so beyond ±180
-    where the ring crosses the antimeridian. Rounded to a thousandth of the minor axis. Axes are drawn with at least
-    1 mm and at most 10 000 km.
+    there. `points`: how many different places, evenly spaced in the ellipse's own angle; there are more where straight
+    edges would leave the ellipse, as near a pole. Longitudes lie within 180 degrees of the centre's, so beyond ±180
+    where the ring crosses the antimeridian. Places are rounded to a thousandth of the semi-minor axis. Semi-axes are
+    drawn with at least 1 mm and at most 10 000 km, the minor with at least a thousandth of the major.
 
     Raises ConfigError for fewer than 3 points.
     """
     if points < 3:
         raise ConfigError(f"points={points}: wanted at least 3")
+    major_m = max(uncertainty.semi_major_m, NEAREST_M)
+    minor_m = max(uncertainty.semi_minor_m, NEAREST_M, THINNEST * major_m)
     angles = np.linspace(0.0, 2.0 * math.pi, points + 1)
     for _ in range(24):  # halves an edge across the pole down to nothing
-        longitude, latitude = _places(position, uncertainty, angles)
-        wide = np.abs((np.diff(longitude) + 180.0) % 360.0 - 180.0) > WIDEST_DEG
-        if not wide.any():
+        along_m, across_m = major_m * np.cos(angles), minor_m * np.sin(angles)
+        azimuth_deg = uncertainty.azimuth_deg - np.degrees(np.arctan2(across_m, along_m))
+        distance_m = np.minimum(np.hypot(along_m, across_m), FARTHEST_M)
+        start = (np.full(angles.size, position.longitude), np.full(angles.size, position.latitude))
+        longitude, latitude, _ = GEOD.fwd(*start, azimuth_deg, distance_m)
+        coarse = _strayed_m(longitude, latitude) > minor_m / 50.0
+        if not coarse.any():
             break
-        angles = np.sort(np.concatenate([angles, (angles[:-1] + angles[1:])[wide] / 2.0]))
-    finest_m = min(max(uncertainty.semi_minor_m, NEAREST_M), FARTHEST_M) / 1000.0
-    digits = max(0, math.ceil(math.log10(METRES_PER_DEGREE / finest_m)))
+        angles = np.sort(np.concatenate([angles, (angles[:-1] + angles[1:])[coarse] / 2.0]))
+    longitude = position.longitude + (longitude - position.longitude + 180.0) % 360.0 - 180.0
+    digits = max(0, math.ceil(math.log10(METRES_PER_DEGREE / (min(minor_m, FARTHEST_M) / 1000.0))))
     ring = [(round(x, digits), round(y, digits)) for x, y in zip(longitude.tolist(), latitude.tolist(), strict=True)]
     return [*ring[:-1], ring[0]]
 
 
-def _places(position: Position, uncertainty: Uncertainty, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    along_m = max(uncertainty.semi_major_m, NEAREST_M) * np.cos(angles)
-    across_m = max(uncertainty.semi_minor_m, NEAREST_M) * np.sin(angles)
-    azimuth_deg = uncertainty.azimuth_deg - np.degrees(np.arctan2(across_m, along_m))
-    distance_m = np.minimum(np.hypot(along_m, across_m), FARTHEST_M)
-    centre = np.full(angles.shape, position.longitude)
-    longitude, latitude, _ = GEOD.fwd(centre, np.full(angles.shape, position.latitude), azimuth_deg, distance_m)
-    return centre + (longitude - centre + 180.0) % 360.0 - 180.0, latitude
+def _strayed_m(longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
+    """How far the middle of each edge, straight in degrees, is from the geodesic: an eighth of the second derivatives.
+
+    On a sphere a geodesic has λ'' = 2 λ' φ' tan φ and φ'' = -λ'² sin φ cos φ.
+    """
+    east = np.abs(np.radians((np.diff(longitude) + 180.0) % 360.0 - 180.0))
+    north = np.abs(np.radians(np.diff(latitude)))
+    middle = np.radians((latitude[:-1] + latitude[1:]) / 2.0)
+    return MEAN_RADIUS_M / 8.0 * east * np.abs(np.sin(middle)) * (2.0 * north + east * np.cos(middle))
 
 
 def surrounds_pole(ring: Ring) -> bool:
