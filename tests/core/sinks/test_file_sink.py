@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import geojson
 import pytest
 from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.wire.fix_json import fix_from_json, fix_to_json
+from localize_core.wire.geojson import fix_to_geojson
 
 
 @pytest.fixture
@@ -34,6 +36,14 @@ def sequences(path):
     content = path.read_bytes()
     assert content.endswith(b"\n") or not content
     return [fix_from_json(line).sequence for line in content.splitlines()]
+
+
+def features(path):
+    """The texts of a GeoJSON sequence, read as RFC 8142 says."""
+    first, *records = path.read_bytes().split(b"\x1e")
+    assert first == b""
+    assert all(record.endswith(b"\n") for record in records)
+    return [json.loads(record) for record in records]
 
 
 def test_one_line_a_fix_across_reopening(open_sink, make_fix, tmp_path):
@@ -105,7 +115,58 @@ def test_an_unfinished_line_is_removed(open_sink, make_fix, tmp_path, caplog, ke
     assert sequences(path) == [1, 2]
 
 
-@pytest.mark.parametrize("content", [b"precious", b"precious\nnotes", b'{"other": "json"}', b"\nx\0"])
+def test_a_geojson_sequence(open_sink, make_fix, tmp_path):
+    path = tmp_path / "fixes.geojsons"
+    fixes = [make_fix(sequence=0), make_fix(sequence=1, reason="silence")]
+    for fix in fixes:
+        sink = open_sink(path, format="geojson-seq")
+        assert sink.publish(fix)
+        sink.close()
+    assert features(path) == [fix_to_geojson(fix) for fix in fixes]
+    assert all(geojson.loads(json.dumps(feature)).is_valid for feature in features(path))
+
+
+def test_a_geojson_sequence_is_rotated(open_sink, make_fix, tmp_path):
+    path = tmp_path / "fixes.geojsons"
+    sink = open_sink(path, format="geojson-seq")
+    sink.publish(make_fix())
+    sink.close()
+    sink = open_sink(path, format="geojson-seq", max_bytes=path.stat().st_size + 10)
+    sink.publish(make_fix())
+    assert features(path) == features(tmp_path / "fixes.geojsons.1") == [fix_to_geojson(make_fix())]
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+@pytest.mark.parametrize("kept", [1, 2, 10, 200])
+def test_an_unfinished_feature_is_removed(open_sink, make_fix, tmp_path, caplog, kept, whole):
+    path = tmp_path / "fixes.geojsons"
+    sink = open_sink(path, format="geojson-seq")
+    sink.publish(make_fix())
+    sink.close()
+    record = path.read_bytes()
+    path.write_bytes(whole * record + record[:kept] + b"\0\0")
+    sink = open_sink(path, format="geojson-seq")
+    assert "cut short" in caplog.text
+    sink.publish(make_fix())
+    assert len(features(path)) == whole + 1
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+@pytest.mark.parametrize(("before", "now"), [("jsonl", "geojson-seq"), ("geojson-seq", "jsonl")])
+def test_a_file_keeps_its_format(open_sink, make_fix, tmp_path, before, now, cut_short):
+    path = tmp_path / "fixes"
+    sink = open_sink(path, format=before)
+    sink.publish(make_fix())
+    sink.close()
+    if cut_short:
+        path.write_bytes(path.read_bytes()[:100])
+    content = path.read_bytes()
+    with pytest.raises(PublishError, match=f"fixes: it is {before}, not {now}"):
+        open_sink(path, format=now)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"precious\n", b"precious", b"precious\nnotes", b'{"other": "json"}', b"\nx\0"])
 def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
@@ -140,7 +201,7 @@ def test_publishing_while_closed_is_a_drop(make_fix, tmp_path):
     assert not sink.path.exists()
 
 
-@pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_files": 0}, {"path": ""}])
+@pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_files": 0}, {"path": ""}, {"format": "csv"}])
 def test_bad_parameter_is_named(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         FileFixSink(**({"path": "fixes.jsonl"} | options))
