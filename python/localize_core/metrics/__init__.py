@@ -1,0 +1,1 @@
+"""What a station does, in numbers that Prometheus scrapes. Needs the extra `metrics`."""
