@@ -209,6 +209,13 @@ class HttpTable(HttpOptions):
         return http_settings(**values, token="" if self.token_file is None else read_token(self.token_file))
 
 
+class MetricsTable(_Table):
+    """Where Prometheus may scrape a running station."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen at; only this machine by default")
+    port: int = Field(9464, ge=0, le=65535, description="0 for one that is free")
+
+
 class PublishTable(_Table):
     """Any number of sinks of each kind: one table, or an array of tables."""
 
@@ -234,7 +241,7 @@ class Station(_Table):
     control: ControlTable | None = None
     http: HttpTable | None = None
     cache: CacheSettings = CacheSettings()
-    metrics: _Table = Field(_Table(), description="no keys yet")
+    metrics: MetricsTable | None = None
     scene: SceneConfig | None = None
 
     @model_validator(mode="after")
@@ -330,7 +337,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "http": HttpTable,
     "cache": CacheSettings,
     "similar": SimilaritySettings,
-    "metrics": _Table,
+    "metrics": MetricsTable,
     "scene": SceneConfig,
 }
 _SOURCE_TABLES: dict[str, type[BaseModel]] = {
