@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+import threading
 import time
+import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +20,7 @@ from localize_core.errors import MissingExtraError, PublishError
 from localize_core.geodesy import GEOD
 from localize_core.score import Score, Track, score
 from localize_core.simulation.scene import Scene
-from localize_core.station.config import PublishTable, Station, ZmqTable, load_station
+from localize_core.station.config import HttpTable, PublishTable, Station, ZmqTable, load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
@@ -36,13 +40,13 @@ class Show(Protocol):
     def __call__(self, fix: Fix, error_m: float | None) -> None: ...
 
 
-def demo_station(endpoint: str | None) -> Station:
-    """The station that ships with this command. `endpoint`: where fixes are published instead of its own."""
+def demo_station(endpoint: str | None, http: HttpTable | None = None) -> Station:
+    """The station that ships with this command. `endpoint`: where fixes are published instead of its own; `http`: how
+    its map is served, None for no map."""
     with resources.as_file(resources.files("localize_apps") / "demo.toml") as path:
         station = load_station(path)
-    if endpoint is None:
-        return station
-    return station.model_copy(update={"publish": PublishTable(zmq=[ZmqTable(endpoint=endpoint)])})
+    publish = station.publish if endpoint is None else PublishTable(zmq=[ZmqTable(endpoint=endpoint)])
+    return station.model_copy(update={"publish": publish, "http": http})
 
 
 def scene_of(station: Station) -> Scene:
@@ -80,6 +84,16 @@ def summary_line(result: Score) -> str:
         f"{result.fixes} fixes, median error {result.median_m:.0f} m, 90 % within {result.p90_m:.0f} m, "
         f"truth inside the 95 % ellipse {100.0 * result.containment['95']:.0f} % of the time"
     )
+
+
+def _can_serve() -> bool:
+    """Whether the packages of the map are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("fastapi", "uvicorn", "prometheus_client"))
+
+
+def _has_screen() -> bool:
+    """Whether a browser that is started has somewhere to show itself."""
+    return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 @contextmanager
@@ -126,39 +140,71 @@ def _picture(station: Station, fixes: list[Fix], truth: Track, summary: str, pat
 @click.option("--no-picture", is_flag=True, help="Draw no picture.")
 @click.option("--fast", is_flag=True, help="As fast as it goes instead of in real time.")
 @click.option("--zmq", "endpoint", help="Endpoint at which fixes are published meanwhile.")
+@click.option(
+    "--map/--no-map",
+    "with_map",
+    default=None,
+    help="Serve the live map, and open it where there is a screen; by default in a terminal.",
+)
+@click.option(
+    "--http", "port", type=click.IntRange(0, 65_535), default=0, help="The map's port; by default a free one."
+)
 def command(
-    duration_s: float, as_json: bool, folder: Path, no_picture: bool, fast: bool, endpoint: str | None
+    duration_s: float,
+    as_json: bool,
+    folder: Path,
+    no_picture: bool,
+    fast: bool,
+    endpoint: str | None,
+    with_map: bool | None,
+    port: int,
 ) -> int | None:
     """Locate a simulated emitter that drives through Zurich, heard by four receivers.
 
     The receivers' signals are simulated, everything behind them is what a live station runs. Fixes are published
-    over ZeroMQ meanwhile: watch them with `gr-localize subscribe` in another terminal.
+    over ZeroMQ meanwhile: watch them with `gr-localize subscribe` in another terminal. The map stays after the end,
+    until Ctrl-C.
     """
-    station = demo_station(endpoint)
-    scene = scene_of(station)
     console = Console(highlight=False)
+    served = console.is_terminal and not as_json and _can_serve() if with_map is None else with_map
+    station = demo_station(endpoint, HttpTable(port=port) if served else None)
+    scene = scene_of(station)
     fixes: list[Fix] = []
     started_s = time.monotonic()
-    with _display(station, scene, console, as_json=as_json) as show:
+    hold = bool(with_map)
 
-        def on_fix(fix: Fix) -> None:
-            fixes.append(fix)
-            show(fix, error_m(fix, scene))
+    def on_serving(what: str, url: str) -> None:
+        nonlocal hold
+        click.echo(f"{what}: {url}", err=True)
+        hold |= _has_screen() and webbrowser.open(url)
 
-        run = run_station(station, on_fix=on_fix, duration_s=duration_s, live=not fast)
-    elapsed_s = time.monotonic() - started_s
+    with ExitStack() as serving:
+        with _display(station, scene, console, as_json=as_json) as show:
 
-    if isinstance(run.failure, BrokenPipeError):
-        sys.stdout = None  # type: ignore[assignment]  # the reader is gone: nothing to flush at exit
-        return None
-    if run.failure is not None:
-        hint = " (--zmq takes another endpoint)" if isinstance(run.failure, PublishError) else ""
-        click.echo(f"gr-localize: {run.failure}{hint}", err=True)
-        return 1
-    truth = truth_track(scene, duration_s)
-    result = score(fixes, truth)
-    summary = summary_line(result)
-    click.echo(f"{summary}; {len(fixes) / elapsed_s:.1f} windows per second", err=as_json)
-    if not no_picture:
-        click.echo(_picture(station, fixes, truth, summary, folder / PICTURE_NAME), err=as_json)
+            def on_fix(fix: Fix) -> None:
+                fixes.append(fix)
+                show(fix, error_m(fix, scene))
+
+            run = run_station(
+                station, on_fix=on_fix, duration_s=duration_s, live=not fast, on_serving=on_serving, serving=serving
+            )
+        elapsed_s = time.monotonic() - started_s
+
+        if isinstance(run.failure, BrokenPipeError):
+            sys.stdout = None  # type: ignore[assignment]  # the reader is gone: nothing to flush at exit
+            return None
+        if run.failure is not None:
+            hint = " (--zmq takes another endpoint)" if isinstance(run.failure, PublishError) else ""
+            click.echo(f"gr-localize: {run.failure}{hint}", err=True)
+            return 1
+        truth = truth_track(scene, duration_s)
+        result = score(fixes, truth)
+        summary = summary_line(result)
+        click.echo(f"{summary}; {len(fixes) / elapsed_s:.1f} windows per second", err=as_json)
+        if not no_picture:
+            click.echo(_picture(station, fixes, truth, summary, folder / PICTURE_NAME), err=as_json)
+        if hold and not run.interrupted:
+            click.echo("the map stays until Ctrl-C", err=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     return 0 if result.scored else 1

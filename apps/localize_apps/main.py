@@ -22,6 +22,7 @@ COMMANDS = {
     "control": ("localize_apps.control", "Ask a running station about its models, or have it change them."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
+    "keys": ("localize_apps.keys", "Make keys, so that only some may listen, and over encrypted connections."),
     "train": ("localize_apps.train", "Train a model from simulation, channel data sets or labelled recordings."),
     "evaluate": ("localize_apps.evaluate", "Hold a model against the truth, baselines and the Cramér–Rao bound."),
     "score": ("localize_apps.score", "Hold recorded fixes against the true positions."),

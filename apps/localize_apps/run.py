@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
-from localize_core.station.config import load_station
+from localize_core.station.config import HttpTable, Station, load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
@@ -18,6 +18,14 @@ from localize_core.wire.text import fix_line
 from localize_apps.runner import run_station
 
 log = logging.getLogger(__name__)
+
+
+def with_http(station: Station, port: int | None) -> Station:
+    """The station, its HTTP service at this port where one is given."""
+    if port is None:
+        return station
+    table = station.http or HttpTable()
+    return station.model_copy(update={"http": table.model_copy(update={"port": port})})
 
 
 @click.command("run")
@@ -36,14 +44,31 @@ log = logging.getLogger(__name__)
     help="Folder that relative paths in STATION start from; by default the station file's own.",
 )
 @click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
-def command(station_file: Path, duration_s: float | None, as_json: bool, folder: Path | None, fast: bool) -> int:
+@click.option(
+    "--http",
+    "http_port",
+    type=click.IntRange(0, 65_535),
+    help="Serve map, fixes and metrics at this port of this machine, 0 for any; STATION's [http] can do more.",
+)
+def command(
+    station_file: Path,
+    duration_s: float | None,
+    as_json: bool,
+    folder: Path | None,
+    fast: bool,
+    http_port: int | None,
+) -> int:
     """Run the station described in the file STATION and print its fixes.
 
     SIGHUP reads STATION again and loads the model that its [model] names now.
 
     Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work.
     """
-    station = load_station(station_file, folder=folder)
+
+    def load() -> Station:
+        return with_http(load_station(station_file, folder=folder), http_port)
+
+    station = load()
 
     def show(fix: Fix) -> None:
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
@@ -67,7 +92,8 @@ def command(station_file: Path, duration_s: float | None, as_json: bool, folder:
             on_status=note,
             duration_s=duration_s,
             live=not fast,
-            reread=lambda: load_station(station_file, folder=folder),
+            reread=load,
+            on_serving=lambda what, url: click.echo(f"{what}: {url}", err=True),
         )
     except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet
         raise ConfigError(str(error)) from error

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from localize_core.errors import ConfigError, LocalizeError
 from localize_core.serving.control import ControlServer
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.types.fix import Fix
+
+from localize_apps.outlets import OnServing, outlets
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +134,11 @@ class StationGraph(gr.top_block):
     @staticmethod
     def _sinks(station: Station) -> Iterator[Any]:
         for table in station.publish.zmq:
-            yield localize.zmq_fix_sink(**table.model_dump())
+            yield localize.zmq_fix_sink(**table.model_dump(exclude_none=True))
         for file in station.publish.file:
-            yield localize.file_fix_sink(str(file.path), max_bytes=file.max_bytes, max_files=file.max_files)
+            yield localize.file_fix_sink(**file.model_dump(exclude_none=True))
+        for cot in station.publish.cot:
+            yield localize.cot_fix_sink(**cot.model_dump(exclude_none=True))
 
     def finish(self) -> None:
         """Answer the windows that wait, and let sinks and listener have the fixes, before `stop()` cuts them off."""
@@ -147,6 +151,16 @@ class StationGraph(gr.top_block):
         published = self.localizer.inference.published
         taken = [sink.sent + sink.dropped + sink.backlog + sink.malformed for sink in self.sinks]
         return min([self._listener.fixes, *taken]) >= published
+
+    @property
+    def named_sinks(self) -> dict[str, Any]:
+        """The sinks by their kind, counted where there are several of one."""
+        named: dict[str, Any] = {}
+        for sink in self.sinks:
+            kind = sink.name().removesuffix("_fix_sink")
+            number = sum(name.partition("-")[0] == kind for name in named) + 1
+            named[kind if number == 1 else f"{kind}-{number}"] = sink
+        return named
 
     @property
     def failure(self) -> Exception | None:
@@ -162,15 +176,26 @@ def run_station(
     live: bool = True,
     stopped: threading.Event | None = None,
     reread: Callable[[], Station] | None = None,
+    on_serving: OnServing | None = None,
+    serving: ExitStack | None = None,
 ) -> RunResult:
     """Run a station until its sources end, `duration_s` of stream has passed, `stopped` is set or a signal comes.
 
     `live=False` runs simulated streams as fast as they go, losing nothing. Callbacks come from one thread of the
     flowgraph, in order. `reread`: the station as its file says now, asked for at SIGHUP; its `[model]` takes effect
-    at once. Raises ConfigError, ModelError, RegistryError, UnavailableError or SourceError before anything starts.
+    at once. `on_serving`: told where `[http]` and `[metrics]` are served; they end with the
+    run, or with `serving` where it is given.
+
+    Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
     stopped = stopped or threading.Event()
-    listener = _Listener(on_fix, on_status or (lambda _: None), stopped.set)
+    told: list[OnFix] = [on_fix]
+
+    def tell(fix: Fix) -> None:
+        for each in told:
+            each(fix)
+
+    listener = _Listener(tell, on_status or (lambda _: None), stopped.set)
     live = live and not station.is_recorded
     graph = StationGraph(station, listener, duration_s=duration_s, live=live)
     ended = threading.Event()
@@ -181,7 +206,9 @@ def run_station(
         stopped.set()
 
     hung_up = threading.Event()
-    with _signals(stopped, None if reread is None else hung_up), _controlled(graph, station):
+    shown = outlets(station, graph.localizer.engine, graph.named_sinks, on_serving or (lambda _, __: None))
+    with _signals(stopped, None if reread is None else hung_up), _controlled(graph, station), ExitStack() as own:
+        told.insert(0, (serving or own).enter_context(shown))  # before whoever may end the run by an exception
         graph.start()
         waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
         waiter.start()
