@@ -28,7 +28,7 @@ OnState = Callable[[State, str], object]
 
 HIGH_WATER_MARK = 1000
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
-"""Between two tries to connect: the first pause, and the longest."""
+"""Between two tries to connect: the first pause, and the longest. A connection that held for longer begins anew."""
 STOP_S = 1.0
 """How long a stop waits for threads. One that is still connecting then ends by itself."""
 MAX_STREAMS = 1000
@@ -234,13 +234,13 @@ class FixSubscriber:
     def _keep_reading(self) -> None:
         pause_s, was_connected = FIRST_PAUSE_S, False
         while not self._closing:
+            began_s = time.monotonic()
             try:
                 with contextlib.closing(self._link.session()) as session:
                     for item in session:
                         if self._closing:
                             return
                         if isinstance(item, Message):
-                            pause_s = FIRST_PAUSE_S
                             self._put(item)
                         elif item is not None:
                             was_connected = was_connected or item.connected
@@ -251,6 +251,8 @@ class FixSubscriber:
                 self._lost(str(error))
             except LinkError as error:
                 self._lost(str(error))
+            if time.monotonic() - began_s > LAST_PAUSE_S:
+                pause_s = FIRST_PAUSE_S
             with self._changed:
                 self._changed.wait_for(lambda: self._closing, pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2.0 * pause_s, LAST_PAUSE_S)

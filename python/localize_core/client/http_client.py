@@ -34,14 +34,13 @@ _TRY_AGAIN = {408, 425, 429}
 class HttpLink(Link):
     """Follows `/fixes/stream` below the address."""
 
-    OPTIONS: ClassVar = frozenset({"history", "since", "token", "ca_file"})
+    OPTIONS: ClassVar = frozenset({"station", "history", "since", "token", "ca_file"})
 
     def __init__(
         self,
         url: str,
         *,
-        station: str | None,
-        high_water_mark: int,
+        station: str | None = None,
         history: int = 0,
         since: str | None = None,
         token: str | None = None,
@@ -49,7 +48,7 @@ class HttpLink(Link):
     ) -> None:
         if history < 0:
             raise ConfigError(f"history={history}: wanted 0 fixes or more")
-        if since is not None and not since.isdigit():
+        if since is not None and not (since.isascii() and since.isdecimal()):
             raise ConfigError(f"since={since!r}: wanted a number, the cursor of a fix")
         if since is not None and history:
             raise ConfigError("history, since: wanted one of them")
@@ -92,8 +91,6 @@ class HttpLink(Link):
             raise LinkError("the service ended the stream")
         except httpx.ReadTimeout as error:
             raise LinkError(f"silent for {SILENCE_S:g} s") from error
-        except self._sse.SSEError as error:
-            raise RefusedError(f"no stream of events at {PATH}: {error}") from error
         except (httpx.HTTPError, httpx.StreamError, OSError) as error:
             raise LinkError(str(error) or type(error).__name__) from error
         finally:
@@ -108,8 +105,11 @@ class HttpLink(Link):
     @staticmethod
     def _check(response: Any) -> None:
         code = response.status_code
-        if code == 200:
+        kind = response.headers.get("content-type", "nothing")
+        if code == 200 and kind.partition(";")[0].strip() == "text/event-stream":
             return
+        if code == 200:
+            raise RefusedError(f"no stream of events at {PATH}, but {kind}")
         said = f"the service answered {code} {response.reason_phrase}"
         if code in (401, 403):
             raise RefusedError(f"{said}: look at the token")
@@ -118,8 +118,8 @@ class HttpLink(Link):
         raise (LinkError if code >= 500 or code in _TRY_AGAIN else RefusedError)(said)
 
     def _read(self, event: Any) -> Message | None:
+        self._cursor = event.id or self._cursor
         if event.event == "fix":
-            self._cursor = event.id or self._cursor
             return Message(event.data, self._cursor)
         if event.event == "skipped":
             log.warning("%s: skipped, older than its history: %s", self.name, event.data)

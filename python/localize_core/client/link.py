@@ -52,7 +52,7 @@ class Link(ABC):
     """
 
     OPTIONS: ClassVar[frozenset[str]]
-    """The options of `subscribe` that mean something to it."""
+    """The options of `subscribe` that it takes."""
     CAN_WAIT: ClassVar[bool] = True
     """Whether the other side keeps what is not read for a while; else the reader must go on reading."""
 

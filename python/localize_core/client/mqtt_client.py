@@ -6,7 +6,6 @@ import os
 import uuid
 from collections import deque
 from typing import Any, ClassVar
-from urllib.parse import unquote
 
 from localize_core.client.link import (
     CONNECT_S,
@@ -17,17 +16,15 @@ from localize_core.client.link import (
     RefusedError,
     Session,
     Status,
-    split_url,
     tls_context,
-    without_credentials,
 )
 from localize_core.errors import ConfigError, MissingExtraError
+from localize_core.sinks.mqtt_sink import mqtt_address, topic_level
 
 KEEPALIVE_S = 15
 SESSION_S = 300
 """The broker keeps what comes for a subscriber that is away for so long."""
 MAX_MESSAGE_BYTES = 1 << 20
-PORTS = {"mqtt": 1883, "mqtts": 8883}
 _TRY_AGAIN = {"Server unavailable", "Server busy", "Quota exceeded", "Connection rate exceeded"}
 
 
@@ -38,34 +35,28 @@ class MqttLink(Link):
     A broker cannot be made to wait: messages are taken in as they come.
     """
 
-    OPTIONS: ClassVar = frozenset({"history", "topic", "ca_file"})
+    OPTIONS: ClassVar = frozenset({"station", "history", "topic", "ca_file"})
     CAN_WAIT: ClassVar = False
 
     def __init__(
         self,
         url: str,
         *,
-        station: str | None,
-        high_water_mark: int,
+        station: str | None = None,
         history: int = 0,
         topic: str = "gr-localize",
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         if history not in (0, 1):
             raise ConfigError(f"history={history}: wanted 0 or 1, MQTT retains one fix for each station")
-        if station is not None and set(station) & set("+#"):
-            raise ConfigError(f"station={station!r}: wanted a name without the wildcards + and #")
-        parts = split_url(url, "mqtt://HOST:PORT or mqtts://HOST:PORT")
-        if parts.path not in ("", "/") or parts.query:
-            raise ConfigError(f"url={without_credentials(url)!r}: wanted nothing after the port")
-        if ca_file is not None and parts.scheme != "mqtts":
-            raise ConfigError("ca_file: wanted a mqtts:// address")
+        address = mqtt_address(url)
+        if ca_file is not None and not address.tls:
+            raise ConfigError("ca_file: wanted an mqtts:// address")
         super().__init__(url)
         self._paho = _library()
-        self._host, self._port = str(parts.hostname), parts.port or PORTS[parts.scheme]
-        self._credentials = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
-        self._tls = tls_context(ca_file) if parts.scheme == "mqtts" else None
-        self._topic = f"{topic}/{'+' if station is None else station}/fix"
+        self._address = address
+        self._tls = tls_context(ca_file) if address.tls else None
+        self._topic = f"{topic}/{'+' if station is None else topic_level(station)}/fix"
         self._history = history
         self._id = f"gr-localize-{uuid.uuid4().hex[:12]}"
         self._has_session = False
@@ -76,7 +67,13 @@ class MqttLink(Link):
         client = self._client(news)
         expiry = self._properties("CONNECT", SessionExpiryInterval=SESSION_S, MaximumPacketSize=MAX_MESSAGE_BYTES)
         try:
-            client.connect(self._host, self._port, KEEPALIVE_S, clean_start=not self._has_session, properties=expiry)
+            client.connect(
+                self._address.host,
+                self._address.port,
+                KEEPALIVE_S,
+                clean_start=not self._has_session,
+                properties=expiry,
+            )
             while True:
                 code = client.loop(POLL_S)  # reads one packet at the most; a thread of paho's would need a queue more
                 while news:
@@ -96,14 +93,13 @@ class MqttLink(Link):
         paho = self._paho
         client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self._id, protocol=paho.MQTTv5)
         client.connect_timeout = CONNECT_S
-        if self._credentials is not None:
-            client.username_pw_set(*self._credentials)
+        if self._address.username is not None or self._address.password is not None:
+            client.username_pw_set(self._address.username, self._address.password)
         if self._tls is not None:
             client.tls_set_context(self._tls)
-        retained = paho.SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if self._history else None
-        options = paho.SubscribeOptions(
-            qos=1, retainHandling=paho.SubscribeOptions.RETAIN_DO_NOT_SEND if retained is None else retained
-        )
+        kinds = paho.SubscribeOptions
+        retained = kinds.RETAIN_SEND_IF_NEW_SUB if self._history else kinds.RETAIN_DO_NOT_SEND
+        options = kinds(qos=1, retainHandling=retained)
 
         def on_connect(_client: Any, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
             if code.is_failure:

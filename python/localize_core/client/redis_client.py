@@ -38,14 +38,13 @@ class RedisLink(Link):
     millions of other keys is better asked for one station. Those found later are read from their beginning.
     """
 
-    OPTIONS: ClassVar = frozenset({"history", "since", "prefix", "ca_file"})
+    OPTIONS: ClassVar = frozenset({"station", "history", "since", "prefix", "ca_file"})
 
     def __init__(
         self,
         url: str,
         *,
-        station: str | None,
-        high_water_mark: int,
+        station: str | None = None,
         history: int = 0,
         since: str | None = None,
         prefix: str = "gr-localize",
@@ -69,7 +68,6 @@ class RedisLink(Link):
         if ca_file is not None and not url.startswith("rediss:"):
             raise ConfigError("ca_file: wanted a rediss:// address")
         self._url, self._history, self._prefix, self._station = url, history, prefix, station
-        self._batch = min(BATCH, high_water_mark)
         self._last: dict[bytes, bytes] = {}
         """Each stream's key, and the id of its last entry that was read."""
         self._started = False
@@ -106,6 +104,7 @@ class RedisLink(Link):
         )
 
     def _follow(self, client: Any) -> Session:
+        client.ping()
         if self._station is None:
             yield from self._discover(client)
         elif not self._started:
@@ -122,7 +121,7 @@ class RedisLink(Link):
                 time.sleep(POLL_S)
                 yield None
                 continue
-            answer = client.xread(self._last, count=self._batch, block=int(1000.0 * POLL_S))
+            answer = client.xread(self._last, count=BATCH, block=int(1000.0 * POLL_S))
             for key, entries in answer or ():
                 yield from self._messages(key, entries)
             if not answer:

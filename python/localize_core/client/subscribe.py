@@ -61,6 +61,8 @@ def subscribe(
         raise ConfigError(f"url={without_credentials(url)!r}: wanted {', '.join(SCHEMES.values())}")
     kind = _link_class(scheme)
     options = {
+        "station": station,
+        "high_water_mark": high_water_mark,
         "history": history or None,
         "since": since,
         "topic": topic,
@@ -71,9 +73,11 @@ def subscribe(
         "secret_key": secret_key,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if unknown := sorted(given.keys() - kind.OPTIONS):
+    if unknown := sorted(
+        given.keys() - kind.OPTIONS - {"station", "high_water_mark"}
+    ):  # a subscriber minds these itself
         raise ConfigError(f"{', '.join(unknown)}: cannot be had with {scheme}://")
-    link = kind(url, station=station, high_water_mark=high_water_mark, **given)
+    link = kind(url, **{name: value for name, value in given.items() if name in kind.OPTIONS})
     return FixSubscriber(link, station=station, timeout_s=timeout_s, high_water_mark=high_water_mark, on_state=on_state)
 
 

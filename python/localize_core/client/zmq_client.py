@@ -26,13 +26,12 @@ _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CON
 class ZmqLink(Link):
     """A SUB socket, connected. ZeroMQ makes lost connections again by itself."""
 
-    OPTIONS: ClassVar = frozenset({"topic", "server_key", "secret_key"})
+    OPTIONS: ClassVar = frozenset({"high_water_mark", "topic", "server_key", "secret_key"})
 
     def __init__(
         self,
         url: str,
         *,
-        station: str | None,
         high_water_mark: int,
         topic: str = "fix",
         server_key: bytes | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 
 import pytest
 from localize_core.client import NoFixError, SubscribeError, redis_client, subscribe
@@ -72,15 +73,15 @@ def test_goes_on_after_a_cursor(server, publish, make_fix):
         assert [fix.sequence for fix in itertools.islice(fixes, 145)] == list(range(5, 150))
 
 
-def test_what_comes_while_the_connection_is_lost_comes_after_it(server, publish, make_fix, wait_for):
-    publish(make_fix(sequence=0))
-    with subscribe(server.url, station="demo", timeout_s=LIMIT_S) as fixes:
+def test_what_comes_while_the_connection_is_lost_comes_after_it(server, publish, make_fix, wait_for, relay):
+    network = relay(server.port)
+    with subscribe(f"redis://127.0.0.1:{network.port}", station="demo", timeout_s=LIMIT_S) as fixes:
         wait_for(lambda: fixes.state == "connected")
-        with redis.Redis.from_url(server.url) as client:
-            for number in range(1, 12):
-                publish(make_fix(sequence=number))
-                client.client_kill_filter(_type="normal", skipme=True)
-        assert [fix.sequence for fix in itertools.islice(fixes, 11)] == list(range(1, 12))
+        network.cut()
+        wait_for(lambda: fixes.state == "disconnected")
+        publish(*(make_fix(sequence=number) for number in range(20)))
+        network.mend()
+        assert [fix.sequence for fix in itertools.islice(fixes, 20)] == list(range(20))
     assert (fixes.missed, fixes.repeated) == (0, 0)
 
 
@@ -137,3 +138,18 @@ def test_a_server_that_hangs_is_a_lost_connection(server, wait_for, monkeypatch)
         wait_for(lambda: fixes.state == "disconnected")
         server.wake()
         wait_for(lambda: fixes.state == "connected")
+
+
+def test_over_tls(start_redis, certificate):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file, key = map(str, certificate)
+    options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-cert-file", file, "--tls-key-file", key]
+    start_redis(*options, "--tls-ca-cert-file", file)
+    url = f"rediss://localhost:{port}"
+    with subscribe(url, ca_file=file, timeout_s=0.5) as fixes:
+        with pytest.raises(NoFixError):
+            next(fixes)
+        assert fixes.state == "connected"
+    with subscribe(url, timeout_s=0.5) as fixes, pytest.raises(NoFixError, match="CERTIFICATE_VERIFY_FAILED"):
+        next(fixes)
