@@ -16,7 +16,8 @@ def fix_line(fix: Fix) -> str:
             f"ok {fix.position.latitude:.5f} {fix.position.longitude:.5f}"
             f" ±{u.semi_major_m:.0f} m ({100.0 * u.probability:g} %) azimuth {u.azimuth_deg:.0f}°"
         )
-    return (
+    line = (
         f"{format_timestamp(fix.timestamp)} {place} confidence {fix.confidence:.2f}"
         f" dropped {fix.dropped_windows} {fix.model.name} {fix.model.version}"
     )
+    return " ".join(line.split())  # names may hold line ends
