@@ -39,11 +39,13 @@ def fix_to_cot(fix: Fix, *, stale_s: float = 60.0, cot_type: str = "a-u-G") -> s
     position, uncertainty = encoded["position"], encoded["uncertainty"]
     if position is None:
         return None
-    frequency = "" if fix.frequency_hz is None else f" {fix.frequency_hz / 1e6:.10g} MHz"
+    name, uid = fix.station, f"gr-localize.{fix.station}"
+    if fix.frequency_hz is not None:
+        name, uid = f"{name} {fix.frequency_hz / 1e6:.9g} MHz", f"{uid}.{fix.frequency_hz:.0f}"
     event = ElementTree.Element(
         "event",
         version="2.0",
-        uid=xml_text(f"gr-localize.{fix.station}{frequency.replace(' ', '.')}"),
+        uid=xml_text(uid),
         type=cot_type,
         how=HOW,
         time=_time(fix.timestamp),
@@ -60,7 +62,7 @@ def fix_to_cot(fix: Fix, *, stale_s: float = 60.0, cot_type: str = "a-u-G") -> s
         le=UNKNOWN,
     )
     detail = ElementTree.SubElement(event, "detail")
-    ElementTree.SubElement(detail, "contact", callsign=xml_text(fix.station + frequency))
+    ElementTree.SubElement(detail, "contact", callsign=xml_text(name))
     ElementTree.SubElement(detail, "precisionlocation", geopointsrc="CALC", altsrc="???")
     ElementTree.SubElement(
         ElementTree.SubElement(detail, "shape"),

@@ -71,7 +71,7 @@ def test_event_as_documented(make_fix):
     event = read_back(fix_to_cot(make_fix()))
     assert dict(event.attrib) == {
         "version": "2.0",
-        "uid": "gr-localize.demo.433.92.MHz",
+        "uid": "gr-localize.demo.433920000",
         "type": "a-u-G",
         "how": "m-f",
         "time": "2026-01-02T03:04:05.678Z",
