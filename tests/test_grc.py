@@ -118,8 +118,20 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"topic": ""},
         {"high_water_mark": 0},
         {"linger_ms": -1},
+        {"curve_clients": "clients"},
+        {"bind": False, "curve_secret_key_file": "server.key_secret", "curve_clients": "clients"},
     ],
-    "file_fix_sink": [{"path": ""}, {"max_bytes": 0}, {"max_files": 0}],
+    "file_fix_sink": [{"path": ""}, {"max_bytes": 0}, {"max_files": 0}, {"format": "csv"}],
+    "cot_fix_sink": [
+        {"url": "http://127.0.0.1:6969"},
+        {"cot_type": ""},
+        {"stale_s": 0.0},
+        {"multicast_ttl": 256},
+        {"ca_file": "ca.pem"},
+        {"url": "tls://127.0.0.1:8089", "cert_file": "ours.pem"},
+        {"capacity": 0},
+        {"linger_ms": -1},
+    ],
     "kiwi_wav_source": [{"path": ""}, {"frequency_hz": float("inf")}],
     "sigmf_source": [{"path": ""}, {"channel": -1}, {"frequency_hz": float("inf")}],
     "scene_source": [
@@ -324,6 +336,7 @@ def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: 
         "localizer": [{}],
         "scene_source": [{}, {"receivers": [("only", 45.0, 7.0, 300.0)]}],
         "zmq_fix_sink": [{}],
+        "cot_fix_sink": [{}],
         "file_fix_sink": [{"path": str(tmp_path / "fixes.jsonl")}],
     }
     if name == "sigmf_source":

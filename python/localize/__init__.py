@@ -1,5 +1,6 @@
 """GNU Radio blocks that turn SDR streams into transmitter positions. `from gnuradio import localize`."""
 
+from .cot_fix_sink import cot_fix_sink
 from .cross_correlation import cross_correlation
 from .file_fix_sink import file_fix_sink
 from .kiwi_wav_source import kiwi_wav_source

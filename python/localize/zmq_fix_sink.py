@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from localize_core.sinks.zmq_sink import ZmqFixSink
 
 from .fix_sink_base import fix_sink_base
 
 
 class zmq_fix_sink(fix_sink_base):
-    """A PUB socket: a topic frame and a JSON frame per fix. Parameters as of ZmqFixSink."""
+    """A PUB socket: a topic frame and a JSON frame per fix. Parameters as of ZmqFixSink; no CURVE where empty."""
 
     def __init__(
         self,
@@ -17,8 +19,12 @@ class zmq_fix_sink(fix_sink_base):
         high_water_mark: int = 1000,
         linger_ms: int = 500,
         bind: bool = True,
+        curve_secret_key_file: str | os.PathLike[str] = "",
+        curve_clients: str | os.PathLike[str] = "",
     ) -> None:
-        fix_sink_base.__init__(self, "zmq_fix_sink", ZmqFixSink(endpoint, topic, high_water_mark, linger_ms, bind))
+        keys = (curve_secret_key_file or None, curve_clients or None)
+        sink = ZmqFixSink(endpoint, topic, high_water_mark, linger_ms, bind, *keys)
+        fix_sink_base.__init__(self, "zmq_fix_sink", sink)
 
     @property
     def bound_endpoint(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from localize_core.model.source import FileUri, parse_model_uri
 from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
 from localize_core.serving.settings import ChallengerSettings, GateSettings, QueueSettings, ServingSettings
 from localize_core.simulation.scene import SceneConfig
+from localize_core.sinks.outbox import CAPACITY
 from localize_core.wire.endpoint import check_endpoint
 
 if sys.version_info >= (3, 11):
@@ -26,6 +27,9 @@ else:
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_AnyTable = TypeVar("_AnyTable", bound=_Table)
 
 
 class KiwiWavSource(_Table):
@@ -173,12 +177,31 @@ class ZmqTable(_Table):
     topic: str = "fix"
     high_water_mark: int = Field(1000, ge=1)
     linger_ms: int = Field(500, ge=0)
+    curve_secret_key_file: Path | None = Field(None, description="relative to the station file")
+    curve_clients: Path | None = Field(None, description="folder of their public keys, relative to the station file")
 
 
 class FileTable(_Table):
-    path: Path = Field(description="JSON lines; relative to the working directory")
+    path: Path = Field(description="relative to the working directory")
     max_bytes: int | None = Field(None, ge=1024)
     max_files: int = Field(5, ge=1)
+    format: Literal["jsonl", "geojson-seq"] = "jsonl"
+
+
+class CotTable(_Table):
+    """Events for TAK clients and servers."""
+
+    url: str = "udp://239.2.3.1:6969"
+    cot_type: str = "a-u-G"
+    stale_s: float = Field(60.0, gt=0.0)
+    multicast_ttl: int = Field(1, ge=0, le=255)
+    interface: str = ""
+    ca_file: Path | None = Field(None, description="relative to the station file, as all three")
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str = ""
+    capacity: int = Field(CAPACITY, ge=1)
+    linger_ms: int = Field(500, ge=0)
 
 
 class ControlTable(_Table):
@@ -221,8 +244,9 @@ class PublishTable(_Table):
 
     zmq: list[ZmqTable] = []
     file: list[FileTable] = []
+    cot: list[CotTable] = []
 
-    @field_validator("zmq", "file", mode="before")
+    @field_validator("zmq", "file", "cot", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value
@@ -333,6 +357,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "publish": PublishTable,
     "zmq": ZmqTable,
     "file": FileTable,
+    "cot": CotTable,
     "control": ControlTable,
     "http": HttpTable,
     "cache": CacheSettings,
@@ -386,7 +411,20 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
     http = station.http
     if http is not None and http.token_file is not None:
         http = http.model_copy(update={"token_file": folder / http.token_file})
-    return station.model_copy(update={"receiver": receivers, "model": model, "scene": scene, "http": http})
+    publish = station.publish.model_copy(
+        update={
+            "zmq": [_moved(table, folder, "curve_secret_key_file", "curve_clients") for table in station.publish.zmq],
+            "cot": [_moved(table, folder, "ca_file", "cert_file", "key_file") for table in station.publish.cot],
+        }
+    )
+    moved_tables = {"receiver": receivers, "model": model, "publish": publish, "scene": scene, "http": http}
+    return station.model_copy(update=moved_tables)
+
+
+def _moved(table: _AnyTable, folder: Path, *keys: str) -> _AnyTable:
+    """The table with those of its paths that are given starting at the folder."""
+    paths = {key: getattr(table, key) for key in keys}
+    return table.model_copy(update={key: folder / path for key, path in paths.items() if path is not None})
 
 
 def _from_folder(uri: str, folder: Path) -> str:

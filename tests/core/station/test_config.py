@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from localize_core.errors import ConfigError
-from localize_core.station.config import HttpTable, Station, load_station, parse_station
+from localize_core.station.config import HttpTable, MetricsTable, Station, load_station, parse_station
 
 MINIMAL = """
 [station]
@@ -94,11 +94,14 @@ def test_the_least_that_a_station_needs():
     assert station.has_common_clock
     assert station.model.uri == "compiled"
     assert (station.publish.zmq, station.publish.file) == ([], [])
+    assert station.metrics is None
 
 
 def test_the_station_file_of_the_house_plan(data_dir):
     station = parse_station(HOUSE_PLAN, folder=data_dir / "kiwi-dcf77")
     assert station.receiver[0].source.path.is_file()
+    assert station.metrics is not None
+    assert (station.metrics.host, station.metrics.port) == ("127.0.0.1", 9464)
 
 
 GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
@@ -134,6 +137,8 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[propagation]", "shadowing_db", [0.0, 30.0], [-0.1, 31.0]),
     ("[propagation]", "level_dbfs_at_1km", [-30.0], ["loud", "inf"]),
     ("[propagation]", "level_sigma_db", [0.1], [0.0]),
+    ("[metrics]", "host", ["127.0.0.1", "0.0.0.0", "::1"], [""]),
+    ("[metrics]", "port", [0, 9464, 65535], [-1, 65536, "http"]),
     ("[model]", "uri", ["compiled", "other.onnx"], [""]),
     ("[model]", "registry", ["sqlite:///models.db", "http://127.0.0.1:5000"], [5]),
     ("[model]", "poll_s", [0.0, 3600.0], [-1.0, 90_000.0]),
@@ -173,6 +178,22 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[publish.zmq]", "endpoint", ["tcp://*:5555"], [5]),
     ("[publish.zmq]", "high_water_mark", [1], [0]),
     ("[publish.zmq]", "linger_ms", [0], [-1]),
+    ("[publish.zmq]", "curve_secret_key_file", ["keys/server.key_secret"], [5]),
+    ("[publish.zmq]", "curve_clients", ["clients"], [5]),
+    ('[publish.file]\npath = "a"', "format", ["jsonl", "geojson-seq"], ["csv"]),
+    ('[publish.file]\npath = "a"', "max_bytes", [1024], [1023]),
+    ('[publish.file]\npath = "a"', "max_files", [1], [0]),
+    ("[publish.cot]", "url", ["tls://tak.example:8089"], [5]),
+    ("[publish.cot]", "cot_type", ["a-h-G"], [5]),
+    ("[publish.cot]", "stale_s", [0.5], [0.0, "nan"]),
+    ("[publish.cot]", "multicast_ttl", [0, 255], [-1, 256]),
+    ("[publish.cot]", "interface", ["eth0"], [5]),
+    ("[publish.cot]", "ca_file", ["ca.pem"], [5]),
+    ("[publish.cot]", "cert_file", ["ours.pem"], [5]),
+    ("[publish.cot]", "key_file", ["ours.key"], [5]),
+    ("[publish.cot]", "server_name", ["takserver"], [5]),
+    ("[publish.cot]", "capacity", [1], [0]),
+    ("[publish.cot]", "linger_ms", [0], [-1]),
 ]
 
 
@@ -214,6 +235,7 @@ def test_every_key_has_a_range_or_a_reason():
         assert table is not None
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
     assert {key for tab, key in tested if tab == "http"} == set(HttpTable.model_fields)
+    assert {key for tab, key in tested if tab == "metrics"} == set(MetricsTable.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +253,7 @@ def test_every_key_has_a_range_or_a_reason():
         ("[publish]", "publish.colour"),
         ("[publish.zmq]", "publish.zmq.0.colour"),
         ("[[publish.file]]", "publish.file.0.colour"),
+        ("[publish.cot]", "publish.cot.0.colour"),
         ("[scene]", "scene.colour"),
         ("[colour]", "colour"),
     ],
@@ -351,6 +374,18 @@ def test_paths_start_at_the_station_file_or_where_asked(tmp_path):
     assert station.model.uri == str(tmp_path / "models/m.onnx")
     elsewhere = load_station(path, folder=tmp_path / "elsewhere")
     assert elsewhere.receiver[0].source.path.parent == tmp_path / "elsewhere"
+
+
+def test_keys_and_certificates_lie_beside_the_station_file():
+    zmq = 'zmq = { curve_secret_key_file = "server.key_secret", curve_clients = "/etc/clients" }'
+    cot = 'cot = { url = "tls://tak.example:8089", ca_file = "ca.pem", cert_file = "ours.pem", key_file = "ours.key" }'
+    publish = parse(f"{MINIMAL}[publish]\n{zmq}\n{cot}\n").publish
+    assert publish.zmq[0].curve_secret_key_file == Path("/somewhere/server.key_secret")
+    assert publish.zmq[0].curve_clients == Path("/etc/clients")
+    table = publish.cot[0]
+    assert [path.parent for path in (table.ca_file, table.cert_file, table.key_file)] == [Path("/somewhere")] * 3
+    (plain,) = parse(f"{MINIMAL}[publish]\nzmq = {{}}\n").publish.zmq
+    assert (plain.curve_secret_key_file, plain.curve_clients) == (None, None)
 
 
 def test_publishing_is_one_table_or_many(tmp_path):
