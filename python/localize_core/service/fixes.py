@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from localize_core.errors import EngineError
@@ -81,9 +82,9 @@ class Live:
             await asyncio.sleep(CHECK_S)
 
 
-def fix_routes(service: Service) -> APIRouter:
+def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIRouter:
     """The routes. The state of the running application holds its `Live`, whose bell rings after each fix."""
-    router = APIRouter(tags=["fixes"])
+    router = APIRouter(tags=["fixes"], route_class=route_class)
     history = service.history
 
     def chosen(entries: Iterator[Entry], station: str | None, status: str | None) -> Iterator[Entry]:

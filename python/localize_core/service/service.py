@@ -20,7 +20,9 @@ MAX_STATIONS = 1000
 
 
 class RequestMetrics(Protocol):
-    """Who counts requests, see localize_core.metrics."""
+    """Who counts requests and the fixes that answer them, see localize_core.metrics."""
+
+    def fix(self, fix: Fix) -> None: ...
 
     def request_started(self, endpoint: str) -> None: ...
 

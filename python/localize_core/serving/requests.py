@@ -44,6 +44,18 @@ def request_window(request: Request, contract: Contract, time_steps: int) -> tup
     Samples become the first `time_steps` frames that lie wholly inside them. Receivers that are missing count as
     silent. Raises ConfigError saying what does not fit.
     """
+    data, present = fit_request(request, contract, time_steps)
+    start = request.start or _now()
+    if np.iscomplexobj(data):
+        return _from_samples(data, present, contract, time_steps, start)
+    return _from_features(data, present, contract), start
+
+
+def fit_request(request: Request, contract: Contract, time_steps: int) -> tuple[np.ndarray, list[str]]:
+    """The data in its dimensions, and whose it is. Takes no time worth mentioning.
+
+    Raises ConfigError saying what does not fit; the message begins with `receivers` where it is about their names.
+    """
     names = [receiver.name for receiver in contract.receivers]
     present = list(request.receivers) if request.receivers is not None else names
     if unknown := [name for name in present if name not in names]:
@@ -51,10 +63,9 @@ def request_window(request: Request, contract: Contract, time_steps: int) -> tup
     if len(set(present)) < len(present) or not present:
         raise ConfigError(f"receivers: each once, found {', '.join(present) or 'none'}")
     data = np.asarray(request.data)
-    start = request.start or _now()
     if np.iscomplexobj(data):
-        return _from_samples(data, [names.index(name) for name in present], contract, time_steps, start)
-    return _from_features(data, present, contract), start
+        return _fit_samples(data, present, contract, time_steps), present
+    return _fit_features(data, present, contract), present
 
 
 def empty_window(contract: Contract) -> Window:
@@ -69,8 +80,12 @@ def empty_window(contract: Contract) -> Window:
     )
 
 
-def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> Window:
-    here = [index for index, channel in enumerate(contract.channels) if set(channel.receivers) <= set(present)]
+def _channels_of(present: list[str], contract: Contract) -> list[int]:
+    return [index for index, channel in enumerate(contract.channels) if set(channel.receivers) <= set(present)]
+
+
+def _fit_features(data: np.ndarray, present: list[str], contract: Contract) -> np.ndarray:
+    here = _channels_of(present, contract)
     if not here:
         raise ConfigError(f"receivers {', '.join(present)}: no channel of the model comes from them alone")
     per_step = len(here) * contract.rows
@@ -84,10 +99,15 @@ def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> 
     if contract.time_steps not in (None, steps) or steps < contract.min_time_steps:
         wanted = contract.time_steps or f"{contract.min_time_steps} or more"
         raise ConfigError(f"features of {steps} frames: the model {contract.name} wants {wanted}")
+    return data
+
+
+def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> Window:
+    here = _channels_of(present, contract)
     if len(here) == len(contract.channels):
         features = np.ascontiguousarray(data, np.float32)
     else:
-        features = np.zeros((len(contract.channels), contract.rows, steps), np.float32)
+        features = np.zeros((len(contract.channels), contract.rows, data.shape[2]), np.float32)
         features[here] = data
     missing = np.array([receiver.name not in present for receiver in contract.receivers])
     return Window(
@@ -99,19 +119,29 @@ def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> 
     )
 
 
-def _from_samples(
-    data: np.ndarray, present: list[int], contract: Contract, time_steps: int, start: tuple[int, float]
-) -> tuple[Window, tuple[int, float]]:
+def samples_needed(contract: Contract, time_steps: int) -> int:
+    """Samples of each receiver that a window of so many frames is made of."""
+    return (warmup_frames(contract) + time_steps) * contract.hop
+
+
+def _fit_samples(data: np.ndarray, present: list[str], contract: Contract, time_steps: int) -> np.ndarray:
     if data.ndim == 1 and data.size and data.size % len(present) == 0:
         data = data.reshape(len(present), -1)
-    warmup = warmup_frames(contract)
-    needed = (warmup + time_steps) * contract.hop
     if data.ndim != 2 or len(data) != len(present):
         raise ConfigError(f"samples of shape {data.shape}: wanted ({len(present)}, samples) or all of them in a row")
+    needed = samples_needed(contract, time_steps)
     if data.shape[1] < needed:
         raise ConfigError(f"{data.shape[1]} samples of each receiver: {time_steps} frames need {needed}")
-    samples = np.zeros((len(contract.receivers), needed), np.complex64)
-    samples[present] = data[:, :needed]
+    return data
+
+
+def _from_samples(
+    data: np.ndarray, present: list[str], contract: Contract, time_steps: int, start: tuple[int, float]
+) -> tuple[Window, tuple[int, float]]:
+    warmup, needed = warmup_frames(contract), samples_needed(contract, time_steps)
+    names = [receiver.name for receiver in contract.receivers]
+    samples = np.zeros((len(names), needed), np.complex64)
+    samples[[names.index(name) for name in present]] = data[:, :needed]
     frames, level_db, flags = FeatureFrames(contract).push(samples)
     assembler = WindowAssembler(
         len(contract.channels), contract.rows, len(samples), time_steps=time_steps, window_hop=time_steps
