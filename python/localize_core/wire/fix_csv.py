@@ -11,7 +11,7 @@ CSV_FIELDS = (
     "station",
     "stream",
     "sequence",
-    "id",
+    "request_id",
     "timestamp",
     "time_source",
     "status",
@@ -33,7 +33,7 @@ CSV_FIELDS = (
     "latency_ms",
     "dropped_windows",
 )
-"""The columns. Names and units are those of the JSON form."""
+"""The columns. Names and units are those of the JSON form, but for its `id`, which GIS would take for the row's own."""
 
 
 def fix_columns(fix: Fix) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def fix_columns(fix: Fix) -> dict[str, Any]:
         **(encoded["alignment"] or {}),
         **{f"model_{name}": value for name, value in encoded["model"].items()},
         "receivers_used": sum(receiver["used"] for receiver in encoded["receivers"]),
+        "request_id": fix.id,
     }
     return {name: everything.get(name) for name in CSV_FIELDS}
 

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from localize_core.types.fix import ModelIdentity
 from localize_core.wire.encoders import ENCODERS
+from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_row
 from localize_core.wire.fix_json import fix_from_json
 from localize_core.wire.geojson import fix_to_geojson
+from localize_core.wire.kml import fixes_to_kml
 from localize_core.wire.text import fix_line
+from lxml import etree
+
+FORMATS = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 
 
 def test_names():
@@ -31,6 +40,52 @@ def test_each_is_what_its_module_makes(make_fix, fix):
     assert json.loads(ENCODERS["geojson"](fix)) == fix_to_geojson(fix)
     assert ENCODERS["text"](fix) == fix_line(fix)
     assert (ENCODERS["cot"](fix) is None) == (fix.position is None)
+
+
+def documented(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", FORMATS.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def canonical(xml: str) -> bytes:
+    return etree.tostring(etree.fromstring(xml.encode(), etree.XMLParser(remove_blank_text=True)), method="c14n")
+
+
+def test_documented_examples_are_what_is_made(make_fix):
+    fix = make_fix()
+    assert documented("text") == [f"{fix_line(fix)}\n"]
+    _, event = documented("xml")
+    assert canonical(event) == canonical(ENCODERS["cot"](fix))
+    (table,) = documented("csv")
+    made = io.StringIO()
+    csv.writer(made, lineterminator="\n").writerows([CSV_FIELDS, fix_to_csv_row(fix)])
+    assert table == made.getvalue()
+    (feature,) = map(json.loads, documented("json"))
+    full = fix_to_geojson(fix)
+    assert {key: feature[key] for key in ("type", "id", "bbox")} == {key: full[key] for key in ("type", "id", "bbox")}
+    assert (
+        feature["properties"].items()
+        <= {
+            name: round(value, 1) if name.endswith("_m") else value for name, value in full["properties"].items()
+        }.items()
+    )
+    point, polygon = feature["geometry"]["geometries"]
+    full_point, full_polygon = full["geometry"]["geometries"]
+    assert point == full_point
+    (ring,), (full_ring,) = polygon["coordinates"], full_polygon["coordinates"]
+    assert ring == [*full_ring[:3], full_ring[-1]]
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_documented_programs_run(make_fix, tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    fixes = [make_fix(), make_fix(reason="silence")]
+    Path("fixes.jsonl").write_text("".join(f"{ENCODERS['json'](fix)}\n" for fix in fixes))
+    exec(documented("python")[number], {})
+    if number == 0:
+        assert len(json.loads(Path("fixes.geojson").read_text())["features"]) == 3
+        assert Path("fixes.kml").read_text(encoding="utf-8") == fixes_to_kml(fixes, name="Test drive")
+    else:
+        assert len(Path("fixes.csv").read_text().splitlines()) == 3
 
 
 def test_encoders_work_without_gnuradio():

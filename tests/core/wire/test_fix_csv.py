@@ -25,7 +25,10 @@ def test_row_with_a_position_has_the_values_of_the_json_form(make_fix):
     encoded = fix_to_dict(fix)
     (row,) = read_back(fix)
     flat = encoded | encoded["position"] | encoded["uncertainty"] | encoded["alignment"]
-    flat |= {f"model_{key}": value for key, value in encoded["model"].items()} | {"receivers_used": 1}
+    flat |= {f"model_{key}": value for key, value in encoded["model"].items()} | {
+        "receivers_used": 1,
+        "request_id": "request 7",
+    }
     assert {name: text for name, text in row.items() if text} == {
         name: str(flat[name]) for name in CSV_FIELDS if name != "reason"
     }
@@ -37,7 +40,7 @@ def test_row_without_a_position_is_empty_there(make_fix):
     assert row["reason"] == "silence"
     empty = {name for name, text in row.items() if text == ""}
     assert empty == {
-        "id",
+        "request_id",
         "latitude",
         "longitude",
         "semi_major_m",
