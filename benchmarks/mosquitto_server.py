@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -36,7 +37,8 @@ class MosquittoServer:
             self.port: int = free.getsockname()[1]
         self.url = f"mqtt://127.0.0.1:{self.port}"
         open_to_all = not any(line.startswith("password_file") for line in settings)
-        lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(open_to_all).lower()}", *settings]
+        lines = [f"listener {self.port} 127.0.0.1", f"allow_anonymous {str(open_to_all).lower()}"]
+        lines += [f"user {getpass.getuser()}", *settings]  # started by root it would become one who may not read here
         (folder / "mosquitto.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -174,7 +174,7 @@ class _MqttTransport:
         self._receive_maximum, self._packet_maximum = BATCH, math.inf
         self._owner: int | None = None
 
-        client = self._client = mqtt.Client(
+        client = self._client = _client_class()(
             mqtt.CallbackAPIVersion.VERSION2,
             client_id=client_id or f"gr-localize-{uuid.uuid4().hex}",
             protocol=mqtt.MQTTv5,
@@ -251,6 +251,8 @@ class _MqttTransport:
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._welcome = not reason.is_failure
+        if self._welcome and not flags.session_present:
+            client.publish_anew()
         self._said = f"the broker refuses the connection: {reason}" if reason.is_failure else None
         self._receive_maximum = min(getattr(properties, "ReceiveMaximum", BATCH), BATCH)
         self._packet_maximum = getattr(properties, "MaximumPacketSize", math.inf)
@@ -306,6 +308,44 @@ class _MqttTransport:
         if status != self._mqtt.MQTT_ERR_SUCCESS:
             self._is_well = False
             raise PublishError(self._said or self._mqtt.error_string(status))
+
+
+def _client_class() -> Any:
+    """Paho's client, which minds QoS 2 less than the standard does, with that mended in what it calls itself."""
+    from paho.mqtt import client as mqtt
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    publish, release = mqtt.mqtt_ms_publish, mqtt.mqtt_ms_resend_pubrel
+
+    class Client(mqtt.Client):  # type: ignore[misc]
+        def publish_anew(self) -> None:
+            """The broker has no session: it would acknowledge the release of what it does not know."""
+            for message in self._released():
+                message.state = publish
+
+        def _messages_reconnect_reset_out(self) -> None:
+            """After two tries to connect, what the broker has and was released would be published a second time."""
+            released = self._released()
+            super()._messages_reconnect_reset_out()
+            for message in released:
+                message.state = release
+
+        def _handle_pubrec(self) -> Any:
+            """A message that the broker refuses would be taken for one that it has."""
+            number, code = self._in_packet["packet"][:2], self._in_packet["packet"][2:3]
+            if not code or code[0] < 0x80:
+                return super()._handle_pubrec()
+            mid = int.from_bytes(number, "big")
+            with self._out_message_mutex:
+                if mid not in self._out_messages:
+                    return mqtt.MQTT_ERR_SUCCESS
+                return self._do_on_publish(mid, ReasonCode(PacketTypes.PUBREC, identifier=code[0]), None)
+
+        def _released(self) -> list[Any]:
+            return [message for message in self._out_messages.values() if message.state == release]
+
+    return Client
 
 
 def _library() -> Any:

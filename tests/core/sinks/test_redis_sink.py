@@ -73,17 +73,20 @@ class Listener(threading.Thread):
 
     def run(self):
         while not self.ends.is_set():
-            with contextlib.suppress(redis.ConnectionError), redis.Redis.from_url(self.url) as client:
-                with client.pubsub() as subscription:
-                    subscription.subscribe(self.channel)
-                    while not self.ends.is_set():
-                        message = subscription.get_message(timeout=0.05)
-                        if message is None:
-                            continue
-                        if message["type"] == "subscribe":
-                            self.listens.set()
-                        else:
-                            self.received.append(fix_from_json(message["data"]).sequence)
+            with (
+                contextlib.suppress(redis.ConnectionError),
+                redis.Redis.from_url(self.url) as client,
+                client.pubsub() as subscription,
+            ):
+                subscription.subscribe(self.channel)
+                while not self.ends.is_set():
+                    message = subscription.get_message(timeout=0.05)
+                    if message is None:
+                        continue
+                    if message["type"] == "subscribe":
+                        self.listens.set()
+                    else:
+                        self.received.append(fix_from_json(message["data"]).sequence)
             self.listens.clear()
             self.ends.wait(0.02)
 
@@ -294,15 +297,14 @@ def test_a_redis_that_hangs_holds_up_nobody(start_redis, open_sink, make_fix, mo
 
 
 def test_a_full_redis_loses_nothing(start_redis, open_sink, connect, make_fix):
-    server = start_redis("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+    server = start_redis("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     client = connect(server.url)
-    client.set("ballast", "x" * 2_500_000)
     sink = open_sink(server.url)
     for sequence in range(10):
         sink.publish(make_fix(sequence=sequence))
     wait_for(lambda: "maxmemory" in sink.state)
     assert (sink.sent, sink.dropped, sink.backlog) == (0, 0, 10)
-    client.delete("ballast")
+    client.config_set("maxmemory", 0)
     wait_for(lambda: sink.sent == 10)
     assert streamed(client) == [*range(10)]
     assert sink.state == "connected"
