@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from localize_apps.keys import make_keys
 from localize_apps.main import main
 from localize_apps.runner import run_station
 from localize_core.engine.locator import Locator
@@ -26,7 +28,9 @@ from localize_core.simulation.scene import Scene
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.station.config import Station, load_station, parse_station
 from localize_core.types.fix import Fix
+from localize_core.wire.cot import fix_to_cot
 from localize_core.wire.fix_json import fix_from_json
+from localize_core.wire.geojson import fix_to_geojson
 
 STATION = """
 [station]
@@ -154,6 +158,25 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("gr-localize: "))
     assert "Traceback" not in line
     return line
+
+
+def test_sinks_of_several_kinds(folder):
+    make_keys("any", folder)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(WAIT_S)
+        sinks = (
+            'file = { path = "fixes.geojsons", format = "geojson-seq" }',
+            'zmq = { endpoint = "ipc://z", curve_secret_key_file = "any.key_secret", curve_clients = "." }',
+            f'cot = {{ url = "udp://127.0.0.1:{receiver.getsockname()[1]}", stale_s = 5.0 }}',
+        )
+        write(folder, 'file = { path = "fixes.jsonl" }', "\n".join(sinks))
+        fixes: list[Fix] = []
+        result = run_station(load_station("station.toml"), on_fix=fixes.append, duration_s=0.35)
+        assert (result.failure, len(fixes)) == (None, 3)
+        assert [receiver.recv(65536).decode() for _ in fixes] == [fix_to_cot(fix, stale_s=5.0) for fix in fixes]
+    records = (folder / "fixes.geojsons").read_bytes().split(b"\x1e")[1:]
+    assert [json.loads(record) for record in records] == [fix_to_geojson(fix) for fix in fixes]
 
 
 def test_a_sink_whose_endpoint_is_in_use(folder):

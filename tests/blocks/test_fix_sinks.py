@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import zmq
 from gnuradio import blocks, gr, localize
 from gnuradio.localize.pmt_codec import fix_to_pmt
 from localize_core.errors import ConfigError, PublishError
+from localize_core.wire.cot import fix_to_cot
 from localize_core.wire.fix_json import fix_from_json
 
 WAIT_S = 20.0
@@ -126,6 +128,16 @@ def test_zmq_subscribers_receive_json(make_fix):
     assert sink.bound_endpoint is None
 
 
+def test_tak_clients_receive_events(make_fix):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(WAIT_S)
+        sink = localize.cot_fix_sink(f"udp://127.0.0.1:{receiver.getsockname()[1]}", linger_ms=10_000)
+        flowgraph([fix_to_pmt(make_fix(reason="silence")), fix_to_pmt(make_fix())], sink).run()
+        assert receiver.recv(65536).decode() == fix_to_cot(make_fix())
+    assert (sink.sent, sink.skipped, sink.dropped, sink.failure) == (2, 1, 0, None)
+
+
 def test_a_sink_works_again_after_a_restart(make_fix, tmp_path):
     path = tmp_path / "fixes.jsonl"
     zmq_sink = localize.zmq_fix_sink("tcp://127.0.0.1:*")
@@ -157,6 +169,7 @@ def test_a_sink_that_cannot_open_says_so_and_drops(make_fix, tmp_path, capfd):
         lambda: localize.zmq_fix_sink("nowhere"),
         lambda: localize.zmq_fix_sink(high_water_mark=0),
         lambda: localize.file_fix_sink("fixes.jsonl", max_bytes=0),
+        lambda: localize.cot_fix_sink("nowhere"),
     ],
 )
 def test_bad_parameters_are_refused_at_construction(make):
