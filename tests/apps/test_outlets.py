@@ -87,7 +87,9 @@ def test_an_address_that_cannot_be_had_ends_it_before_it_starts(model_cache: Pat
 
     with pytest.raises(ConfigError, match="token"):
         run(http=HttpTable(host="0.0.0.0", port=0))
-    with pytest.raises(PublishError, match="cannot listen at 127.0.0.1 port"):
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            run(http=HttpTable(port=taken.getsockname()[1]))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(PublishError, match=r"cannot listen at 127\.0\.0\.1 port"),
+    ):
+        run(http=HttpTable(port=taken.getsockname()[1]))
     assert fixes == []
