@@ -113,7 +113,9 @@ def train(
         share_of_networks=network.answer.share if isinstance(network.answer, Stacked) else None,
         calibration={"windows": calibration.windows, "containment": calibration.containment},
     )
-    contract = source.contract.model_copy(update={"name": name, "model_version": version, "provenance": told})
+    contract = source.contract.model_copy(
+        update={"name": name, "model_version": version, "likelihood": None, "provenance": told}
+    )
     draft = work / "model.onnx"
     test = data.parts["test"]
     with step("comparing file and network", 0):
