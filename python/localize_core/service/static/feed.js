@@ -11,14 +11,14 @@ const MAX_EVENT_CHARACTERS = 4_000_000;
 
 /**
  * Calls `handlers` with what the server tells: `onFix(cursor, fix)`, `onStations(stations)`, `onSkipped(count)`,
- * `onRestart()`, and `onState({ phase, since, detail })` where phase is "connecting", "connected", "waiting" (for the
- * next try) or "refused" (a token is missing), and `since` the time, ms, since which there is no connection.
+ * `onRestart()`, and `onState({ phase, since, detail })` where phase is "connecting" (at first), "connected", "waiting"
+ * (for the next try) or "refused" (a token is missing), and `since` the time, ms, since which there is no connection.
  */
 export class Feed {
   #handlers;
   #cursor = null;
   #delay = FIRST_DELAY_MS;
-  #lostAt = Date.now();
+  #lostAt = null;
   #wake = null;
 
   constructor(handlers) {
@@ -30,8 +30,8 @@ export class Feed {
 
   /** Runs as long as the page does. */
   async run() {
+    this.#tell("connecting", "");
     for (;;) {
-      this.#tell("connecting", "");
       let phase = "waiting";
       let detail = "the connection was closed";
       try {

@@ -3,7 +3,7 @@
 const LIVE_FIXES = 5000;
 const PAUSED_FIXES = 20000;
 const PAGE_FIXES = 500;
-const MAX_EMITTERS = 60;
+export const MAX_EMITTERS = 60;
 
 /** Fixes of one station on one frequency belong together. */
 export const emitterKey = (fix) => `${fix.station}\u0000${fix.frequency_hz ?? ""}`;

@@ -1,13 +1,13 @@
 // The live map: what comes from the server goes into a history; what the history says at the chosen time is drawn, at
 // most once a frame, and told in words, a few times a second.
 
-import { byId, copyText, setPressed, setText } from "./dom.js";
+import { byId, copyText, element, setPressed, setText } from "./dom.js";
 import { Feed } from "./feed.js";
 import { clock, coordinates, count, duration, frequency, metres, percent, reasonText, spokenCoordinates } from "./format.js";
 import { ellipseRing, nearestLongitude } from "./geodesy.js";
 import { Graticule } from "./graticule.js";
 import { HeatMap } from "./heatmap.js";
-import { FixHistory, emitterKey, makeRecord } from "./history.js";
+import { FixHistory, MAX_EMITTERS, emitterKey, makeRecord } from "./history.js";
 import { Palette } from "./palette.js";
 import { Details, FixTable, Legend } from "./panel.js";
 import { Scene } from "./scene.js";
@@ -24,7 +24,7 @@ const palette = new Palette();
 const emitters = new Map(); // key: { key, label, station, frequency_hz, colour, dash, shown, dropped, record, ring }
 const stations = new Map(); // name: as in GET /stations
 const hiddenStations = new Set();
-let connection = { phase: "connecting", detail: "", since: Date.now() };
+let connection = { phase: "connecting", detail: "", since: null };
 let selected = null;
 let following = false;
 let local = remembered("zone", "utc") === "local";
@@ -68,18 +68,13 @@ async function showBackground() {
   if (settings.attribution) attribution.addAttribution(linksOnly(settings.attribution));
 }
 
-/** HTML with nothing left of it but text and links, for Leaflet takes no elements here. */
+/** HTML in which links work and all else is text, for Leaflet takes no elements here. */
 function linksOnly(html) {
   const clean = document.createElement("div");
-  for (const node of new DOMParser().parseFromString(html, "text/html").body.childNodes) {
-    if (node instanceof HTMLAnchorElement && /^https?:$/.test(node.protocol)) {
-      const link = document.createElement("a");
-      link.href = node.href;
-      link.textContent = node.textContent;
-      clean.append(link);
-    } else {
-      clean.append(node.textContent);
-    }
+  const parts = html.replaceAll("&copy;", "©").split(/<a\s[^>]*?href="(https?:[^"]*)"[^>]*>([^<]*)<\/a>/i);
+  for (let k = 0; k < parts.length; k += 3) { // text, address, what the link says, text, …
+    clean.append(parts[k]);
+    if (k + 2 < parts.length) clean.append(element("a", { href: parts[k + 1], textContent: parts[k + 2] }));
   }
   return clean.innerHTML;
 }
@@ -125,7 +120,7 @@ function fit() {
 
 // --- what the server tells ---
 
-/** The emitter of a fix, made where it is new; null where there are too many. */
+/** The emitter of a fix, made where it is new. */
 function emitterOf({ key, fix }) {
   if (!emitters.has(key)) {
     const { station, frequency_hz } = fix;
@@ -158,7 +153,10 @@ function onFix(cursor, fix) {
 
 function onStations(list) {
   stations.clear();
-  for (const station of list) stations.set(station.name, station);
+  for (const station of list) {
+    stations.set(station.name, station);
+    colourOf(station); // before the fixes, whose order changes
+  }
   legend.setStations(list);
   if (fitWanted) fit();
   requestDraw();
@@ -175,11 +173,10 @@ function onState(state) {
 
 function connectionText() {
   const { phase, detail, since } = connection;
-  if (phase === "connected") return "connected";
-  if (phase === "refused") return "the server wants a token: open the page as /?token=…";
-  if (phase === "connecting" && !history.length && !detail) return "connecting …";
-  const gone = since === null ? "" : ` since ${clock(since, local).slice(0, 8)}`;
-  return `no connection${gone}, trying again${detail && `: ${detail}`}`;
+  if (phase === "connected") return "Connected";
+  if (phase === "connecting") return "Connecting";
+  if (phase === "refused") return "The server wants a token: open the page as /?token=…";
+  return `No connection since ${clock(since, local).slice(0, 8)}, trying again${detail && `: ${detail}`}`;
 }
 
 // --- drawing ---
@@ -220,7 +217,8 @@ function draw() {
 /** Bring every emitter to the time that is chosen. */
 function takeState() {
   const state = history.state(trailFixes);
-  for (const { record } of state.values()) if (emitters.size < 2 * 60) emitterOf(record);
+  // While paused those may come back that had to make room, but without end they may not.
+  for (const { record } of state.values()) if (emitters.size < 2 * MAX_EMITTERS) emitterOf(record);
   for (const emitter of emitters.values()) {
     const { record, trail } = state.get(emitter.key) ?? { record: null, trail: [] };
     if (record !== emitter.record) {
@@ -277,10 +275,11 @@ function announceFix() {
 function updateText() {
   const badge = byId("connection");
   badge.dataset.phase = connection.phase;
-  setText(byId("connection-text"), connection.phase === "connected" ? "Connected" : "No connection");
-  const notice = byId("notice");
-  notice.hidden = connection.phase === "connected";
-  if (!notice.hidden) setText(notice, connectionText());
+  const text = connectionText();
+  const failed = ["waiting", "refused"].includes(connection.phase);
+  setText(byId("connection-text"), failed ? "No connection" : text);
+  byId("notice").hidden = !failed;
+  if (failed) setText(byId("notice"), text);
   setText(byId("skipped"), skipped ? `${count(skipped)} skipped` : "");
 
   const listed = [...emitters.values()];

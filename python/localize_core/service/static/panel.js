@@ -52,12 +52,12 @@ export class Legend {
     this.#emitters.delete(key);
   }
 
-  /** `emitters`: `{ key, record }` with the record null where nothing was heard yet. */
+  /** `emitters`: `{ key, record }` with the record null where nothing was heard. */
   update(emitters, selectedKey) {
     for (const { key, record } of emitters) {
       const { select, summary } = this.#emitters.get(key);
       setPressed(select, key === selectedKey);
-      setText(summary, record ? summaryOf(record.fix) : "not heard yet");
+      setText(summary, record ? summaryOf(record.fix) : "nothing heard");
     }
   }
 
@@ -99,8 +99,8 @@ function summaryOf({ status, reason, position, uncertainty }) {
 const ROWS = [
   ["state", "State"], ["time", "Time"], ["age", "Age"], ["position", "Position"], ["ellipse", "Ellipse"],
   ["azimuth", "Major axis"], ["confidence", "Confidence"], ["frequency", "Frequency"], ["model", "Model"],
-  ["cache", "Cache"], ["latency", "Latency"], ["window", "Window"], ["dropped", "Dropped windows"],
-  ["alignment", "Time alignment"], ["sequence", "Stream"],
+  ["cache", "Cache"], ["latency", "Latency"], ["window", "Window"], ["dropped", "Dropped"],
+  ["alignment", "Alignment"], ["sequence", "Stream"],
 ];
 
 /** One fix, field by field. */
@@ -151,7 +151,7 @@ export class Details {
       cache: fix.cache_hit ? "answer of an earlier, alike window" : "computed for this window",
       latency: `${fix.latency_ms.toFixed(1)} ms, of them inference ${fix.inference_time_ms.toFixed(1)} ms`,
       window: `${count(fix.window.samples)} samples, ${metricSeconds(fix.window.duration_s)}`,
-      dropped: `${count(fix.dropped_windows)} before this fix, ${count(dropped)} since the page was opened`,
+      dropped: `${count(fix.dropped_windows)} windows before this fix, ${count(dropped)} since the page was opened`,
       alignment: alignment ? alignmentText(alignment) : "none",
       sequence: `${fix.stream}, fix ${count(fix.sequence)}`,
     };
