@@ -14,7 +14,7 @@ import time
 
 import pytest
 from localize_core.errors import ConfigError, MissingExtraError
-from localize_core.sinks import mqtt_sink
+from localize_core.sinks import mqtt_sink, outbox
 from localize_core.sinks.mqtt_sink import MqttAddress, MqttFixSink, mqtt_address, topic_level
 from localize_core.wire.fix_json import fix_from_json, fix_to_json
 
@@ -59,20 +59,26 @@ class Listener:
 
 
 class Proxy:
-    """A way to the broker that can lose what the broker answers: with `cut`, the connection ends instead, once."""
+    """A way to the broker that can lose what the broker answers: `cut_at` counts down, and at 0 the connection ends
+    instead, and so do the two next ones as soon as they begin.
+    """
 
     def __init__(self, port):
         self._port = port
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"mqtt://127.0.0.1:{self._server.getsockname()[1]}"
-        self.cut = threading.Event()
-        self.cuts = 0
+        self.cut_at = 0
+        self.cuts = self._refusals = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._server.accept()
+                if self._refusals:
+                    self._refusals -= 1
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self._port))
                 for ends in ((client, server, False), (server, client, True)):
                     threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
@@ -80,10 +86,12 @@ class Proxy:
     def _pass_on(self, source, sink, answers):
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if answers and self.cut.is_set():
-                    self.cut.clear()
-                    self.cuts += 1
-                    break
+                if answers and self.cut_at:
+                    self.cut_at -= 1
+                    if not self.cut_at:
+                        self.cuts += 1
+                        self._refusals = 2
+                        break
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
@@ -119,6 +127,19 @@ def listen():
     yield start
     for listener in listeners:
         listener.stop()
+
+
+@pytest.fixture
+def start_proxy():
+    proxies = []
+
+    def start(port):
+        proxies.append(Proxy(port))
+        return proxies[-1]
+
+    yield start
+    for proxy in proxies:
+        proxy.stop()
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
@@ -223,18 +244,20 @@ def test_the_broker_restarts_and_nothing_is_lost(start_mosquitto, open_sink, lis
 
 
 @pytest.mark.parametrize("qos", [1, 2])
-def test_acknowledgements_get_lost(start_mosquitto, open_sink, listen, start_proxy, make_fix, qos):
+def test_acknowledgements_get_lost(start_mosquitto, open_sink, listen, start_proxy, make_fix, qos, monkeypatch):
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(outbox, "LAST_PAUSE_S", 0.02)
     broker = start_mosquitto()
     proxy, listener = start_proxy(broker.port), listen(broker.port)
     sink = open_sink(proxy.url, qos=qos)
     for sequence in range(150):
         if sequence % 10 == 5:
-            proxy.cut.set()
-        sink.publish(make_fix(sequence=sequence))
-        if sequence % 7 == 0:
             wait_for(lambda: sink.backlog == 0)
+            proxy.cut_at = 1 if sequence % 20 == 5 or qos == 1 else 2  # for QoS 2 PUBREC and PUBCOMP in turn
+        sink.publish(make_fix(sequence=sequence))
+        wait_for(lambda: proxy.cut_at == 0)
     wait_for(lambda: sink.backlog == 0)
-    assert proxy.cuts >= 8
+    assert proxy.cuts == 15
     assert (sink.sent, sink.dropped) == (150, 0)
     wait_for(lambda: listener.sequences()[-1] == 149)
     received = listener.sequences()
@@ -243,19 +266,6 @@ def test_acknowledgements_get_lost(start_mosquitto, open_sink, listen, start_pro
     else:
         assert len(received) > 150  # what the standard calls at least once
     assert list(dict.fromkeys(received)) == [*range(150)]
-
-
-@pytest.fixture
-def start_proxy():
-    proxies = []
-
-    def start(port):
-        proxies.append(Proxy(port))
-        return proxies[-1]
-
-    yield start
-    for proxy in proxies:
-        proxy.stop()
 
 
 def test_a_broker_that_hangs_holds_up_nobody(start_mosquitto, open_sink, make_fix, monkeypatch):
