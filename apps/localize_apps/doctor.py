@@ -37,6 +37,7 @@ REQUIRED = {
     "spox": "0.12",
 }
 EXTRAS = {
+    "client": {"httpx": "0.27", "httpx-sse": "0.4.1", "paho-mqtt": "2", "redis": "5"},
     "fast": {"numba": "0.57", "pyfftw": "0.13"},
     "metrics": {"prometheus-client": "0.17"},
     "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
@@ -282,6 +283,12 @@ def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
     wanted += [Path(model.contract)] if model.contract else []
     if station.played_scene is not None and station.played_scene.channels:
         wanted.append(Path(station.played_scene.channels))
+    for zmq in station.publish.zmq:
+        wanted += [Path(place) for place in (zmq.curve_secret_key_file, zmq.curve_clients) if place is not None]
+    for cot in station.publish.cot:
+        wanted += [Path(place) for place in (cot.ca_file, cot.cert_file, cot.key_file) if place is not None]
+    if station.http is not None and station.http.token_file is not None:
+        wanted.append(Path(station.http.token_file))
     folders = [sink.path.parent for sink in station.publish.file]
     missing = [place for place in (*wanted, *folders) if not place.exists()]
     for place in missing:

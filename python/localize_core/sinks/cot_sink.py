@@ -19,9 +19,12 @@ from urllib.parse import urlsplit
 
 from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.outbox import CAPACITY, OutboxFixSink, SendError, Transport
+from localize_core.sinks.tls import tls_context
 from localize_core.types.fix import Fix
 from localize_core.wire.cot import check_cot, fix_to_cot
 
+DECLARATION = b'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+"""In front of each event, and nothing between it and the event before: so TAK's protocol 0 has it."""
 CONNECT_S = 5.0
 ACCEPTED_S = 1.0
 """How long a TLS server is given to turn our certificate down: with TLS 1.3, the handshake ends before that."""
@@ -72,13 +75,11 @@ class CotFixSink(OutboxFixSink):
         files = (ca_file, cert_file, key_file)
         if scheme != "tls" and (any(files) or server_name):
             raise ConfigError(f"url={url!r}: ca_file, cert_file, key_file and server_name are for tls://HOST:PORT")
-        if (cert_file is None) != (key_file is None):
-            raise ConfigError("cert_file and key_file: wanted both, or neither")
         make: Callable[[], Transport[bytes]]
         if scheme == "udp":
             make = partial(_Datagrams, host, port, multicast_ttl, interface)
         elif scheme == "tls":
-            make = partial(_Stream, host, port, _tls(*files), server_name or host)
+            make = partial(_Stream, host, port, tls_context(*files), server_name or host)
         else:
             make = partial(_Stream, host, port)
         self.skipped = 0
@@ -104,7 +105,7 @@ class CotFixSink(OutboxFixSink):
     def _event(self, fix: Fix) -> bytes:
         event = fix_to_cot(fix, stale_s=self.stale_s, cot_type=self.cot_type)
         assert event is not None
-        return event.encode()
+        return DECLARATION + event.encode()
 
 
 @contextlib.contextmanager
@@ -240,22 +241,3 @@ def _address(url: str) -> tuple[str, str, int]:
     if scheme not in ("udp", "tcp", "tls") or not host or not port or url != f"{scheme}://{parts.netloc}":
         raise ConfigError(f"url={url!r}: wanted udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT")
     return scheme, host, port
-
-
-def _tls(
-    ca_file: str | os.PathLike[str] | None,
-    cert_file: str | os.PathLike[str] | None,
-    key_file: str | os.PathLike[str] | None,
-) -> ssl.SSLContext:
-    """Raises ConfigError for files that hold no certificates or no key."""
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"ca_file={os.fspath(ca_file or '')!r}: {error}") from error
-    if cert_file is not None:
-        try:
-            context.load_cert_chain(cert_file, key_file, password="")  # a key with a password is refused, not asked for
-        except (OSError, ValueError) as error:
-            names = f"cert_file={os.fspath(cert_file)!r}, key_file={os.fspath(key_file or '')!r}"
-            raise ConfigError(f"{names}: {error}") from error
-    return context

@@ -16,7 +16,7 @@ from localize_core.wire.fix_json import fix_to_json
 log = logging.getLogger(__name__)
 
 STALLED_MS = 10_000
-"""A subscriber that takes nothing for so long while data waits for it is cut off, so that the others go on."""
+"""A subscriber that takes nothing for so long while data waits for it is cut off: mostly, it is gone."""
 
 _TCP = re.compile(r"tcp://[^\s/]+:(?P<port>\d+|\*)")
 _IPC = re.compile(r"ipc://.+")
@@ -37,10 +37,9 @@ def check_endpoint(endpoint: str, *, bind: bool) -> None:
 class ZmqFixSink:
     """Publishes fixes to every subscriber of `topic`.
 
-    A subscriber's queue holds `high_water_mark` fixes. While one is full, fixes are dropped for all and counted:
-    ZMQ_XPUB_NODROP turns the silent drop of a PUB socket into EAGAIN, before any subscriber was given the fix. So
-    that one stopped subscriber cannot silence the others, its TCP connection ends after STALLED_MS without progress.
-    A fix that nobody has subscribed to counts as sent.
+    Each subscriber's queue holds `high_water_mark` fixes. One that is full misses what comes until there is room, and
+    nobody else does; `stalls` counts how often one was found full, and the subscriber sees the gap in `sequence`. What
+    is published is sent, whoever has subscribed; dropped is what came while the socket was not open.
 
     `bind` False connects to a forwarder instead. `close()` waits at most `linger_ms` for queued fixes to leave.
 
@@ -83,6 +82,7 @@ class ZmqFixSink:
         self.bound_endpoint: str | None = None
         self.sent = 0
         self.dropped = 0
+        self.stalls = 0
         self._dropping = False
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
@@ -115,14 +115,14 @@ class ZmqFixSink:
         self._context, self._socket = context, socket
 
     def publish(self, fix: Fix) -> bool:
-        """Queue the fix for every subscriber; False means that it was dropped. Never blocks."""
+        """Queue the fix for every subscriber that has room; False means that it was dropped. Never blocks."""
         frames = [self.topic.encode(), fix_to_json(fix).encode()]
         if self._socket is None:
             return self._drop("the socket is not open")
         try:
             self._socket.send_multipart(frames, zmq.DONTWAIT)
         except zmq.Again:
-            return self._drop("a subscriber's queue is full")
+            self._send_to_the_others(self._socket, frames)
         except zmq.ZMQError as error:
             return self._drop(str(error))
         self.sent += 1
@@ -135,6 +135,16 @@ class ZmqFixSink:
             self._socket.close(linger=self.linger_ms)
             self._context.term()
         self._context = self._socket = self.bound_endpoint = None
+
+    def _send_to_the_others(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+        """Nobody has been given the fix, because somebody's queue is full: with ZMQ_XPUB_NODROP that is told, once for
+        each time, and without it the fix goes to all who have room."""
+        self.stalls += 1
+        if self.stalls == 1:
+            log.warning("%s: a subscriber is too slow, and misses fixes", self.endpoint)
+        socket.setsockopt(zmq.XPUB_NODROP, 0)
+        socket.send_multipart(frames, zmq.DONTWAIT)
+        socket.setsockopt(zmq.XPUB_NODROP, 1)
 
     def _drop(self, reason: str) -> bool:
         self.dropped += 1

@@ -1,4 +1,4 @@
-"""CoT events on the wire, read by sockets and a pull parser as a TAK server has them."""
+"""CoT events on the wire, read by sockets: datagrams, and streams of documents as a TAK server has them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lxml import etree
 
 WAIT_S = 30.0
 GROUP = "239.2.3.1"
+DECLARATION = b'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n<event '
 IP_RECVTTL = 12  # linux/in.h; Python has no name for it
 
 
@@ -86,13 +87,14 @@ class Server:
             connection.close()
 
     def _read(self, connection):
-        parser = etree.XMLPullParser(["end"], tag="event")
-        parser.feed(b"<stream>")
+        rest = b""
         if self._chatter:
             threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
         while self.reads.wait() and (data := connection.recv(4096)):
-            parser.feed(data)
-            self.numbers += [number(event) for _, event in parser.read_events()]
+            *documents, rest = (rest + data).split(b"</event>")
+            for document in documents:
+                assert document.startswith(DECLARATION)
+                self.numbers.append(number(etree.fromstring(document + b"</event>")))
 
     def _talk(self, connection):
         with contextlib.suppress(OSError):
@@ -144,7 +146,9 @@ def test_an_event_a_datagram(open_sink, receiver, make_fix):
     receiver.bind(("127.0.0.1", 0))
     sink = open_sink(f"udp://localhost:{receiver.getsockname()[1]}", stale_s=5.0, cot_type="a-h-G")
     assert sink.publish(make_fix())
-    assert receiver.recv(65536).decode() == fix_to_cot(make_fix(), stale_s=5.0, cot_type="a-h-G")
+    declaration, _, event = receiver.recv(65536).decode().partition("\n")
+    assert declaration == '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>'
+    assert event == fix_to_cot(make_fix(), stale_s=5.0, cot_type="a-h-G")
     wait_for(lambda: sink.sent == 1)
     assert (sink.dropped, sink.backlog, sink.skipped) == (0, 0, 0)
 
