@@ -122,6 +122,15 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"bind": False, "curve_secret_key_file": "server.key_secret", "curve_clients": "clients"},
     ],
     "file_fix_sink": [{"path": ""}, {"max_bytes": 0}, {"max_files": 0}, {"format": "csv"}],
+    "http_fix_sink": [
+        {"host": "0.0.0.0"},
+        {"host": ""},
+        {"port": -1},
+        {"port": 65_536},
+        {"token": "short"},
+        {"history": 0},
+        {"tiles": "https://tiles.example.org/"},
+    ],
     "cot_fix_sink": [
         {"url": "http://127.0.0.1:6969"},
         {"cot_type": ""},
@@ -337,6 +346,7 @@ def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: 
         "scene_source": [{}, {"receivers": [("only", 45.0, 7.0, 300.0)]}],
         "zmq_fix_sink": [{}],
         "cot_fix_sink": [{}],
+        "http_fix_sink": [{}],
         "file_fix_sink": [{"path": str(tmp_path / "fixes.jsonl")}],
     }
     if name == "sigmf_source":

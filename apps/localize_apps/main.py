@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("localize_apps.run", "Run the station that a station file describes."),
     "control": ("localize_apps.control", "Ask a running station about its models, or have it change them."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
+    "serve": ("localize_apps.serve", "Answer questions over HTTP, and show fixes on a live map."),
     "subscribe": ("localize_apps.subscribe", "Print the fixes that a station publishes."),
     "keys": ("localize_apps.keys", "Make keys, so that only some may listen, and over encrypted connections."),
     "train": ("localize_apps.train", "Train a model from simulation, channel data sets or labelled recordings."),

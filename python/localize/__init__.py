@@ -3,6 +3,7 @@
 from .cot_fix_sink import cot_fix_sink
 from .cross_correlation import cross_correlation
 from .file_fix_sink import file_fix_sink
+from .http_fix_sink import http_fix_sink
 from .kiwi_wav_source import kiwi_wav_source
 from .localizer import localizer
 from .mel_spectrogram import mel_spectrogram

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from gnuradio import gr
@@ -10,11 +9,11 @@ from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.engine.frames import warmup_frames
 from localize_core.engine.windows import frame_groups
 from localize_core.errors import ConfigError
-from localize_core.model.store import compiled_model_path
 from localize_core.serving.engine import Engine
 from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
-from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station
+from localize_core.station.engine import model_engine, station_engine
+from localize_core.station.plan import MAX_FILL_S
 
 from .counters import BlockCounters
 from .onnx_inference import onnx_inference
@@ -59,24 +58,16 @@ class localizer(gr.hier_block2):
                 station = station.model_copy(
                     update={"model": station.model.model_copy(update={"probability": probability})}
                 )
-            name = name or station.station.name
             kept = _cache(station.cache, cache, cache_redis, cache_similar)
             settings = station.model
-            plan = plan_station(station) if "compiled" in (settings.uri, settings.fallback) else None
-            compiled = None if plan is None else compiled_model_path(plan.spec)
-            engine = _engine(settings, name, min_confidence, kept, compiled=compiled)
-            if plan is not None and settings.uri == "compiled":
-                frames = plan.time_steps, plan.window_hop
-            else:
-                frames = fit_station(station, engine.contract)
+            engine, *frames = station_engine(station, name=name, min_confidence=min_confidence, cache=kept)
             time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
         else:
             settings = make_settings(ModelTable, uri=source)
             if probability is not None:
                 settings = settings.model_copy(update={"probability": probability})
-            engine = _engine(
-                settings, name, min_confidence, cache_settings(cache or "auto", cache_redis, similar=cache_similar)
-            )
+            kept = cache_settings(cache or "auto", cache_redis, similar=cache_similar)
+            engine = model_engine(settings, name=name, min_confidence=min_confidence, cache=kept)
         self._station_confidence = settings.min_confidence
         contract = engine.contract
         wanted = len(contract.receivers)
@@ -144,21 +135,3 @@ def _cache(station: CacheSettings, cache: str, redis: str, similar: bool) -> Cac
     named |= {"similar"} if station.similar is None else set()
     named |= {"live", "replay", "requests"} if cache else set()
     return station.model_copy(update={name: getattr(wanted, name) for name in named})
-
-
-def _engine(
-    settings: ModelTable,
-    station: str,
-    min_confidence: float | None,
-    cache: CacheSettings | None,
-    *,
-    compiled: Path | None = None,
-) -> Engine:
-    return Engine(
-        settings,
-        compiled=compiled,
-        station=station,
-        min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
-        probability=settings.probability,
-        cache=cache,
-    )

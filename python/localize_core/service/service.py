@@ -103,7 +103,7 @@ def station_service(station: Station, engine: Engine, *, metrics: RequestMetrics
     return Service(engine=engine, stations=(info,), history=history, metrics=metrics)
 
 
-def model_service(engine: Engine, *, history: FixHistory | None = None) -> Service:
+def model_service(engine: Engine, *, metrics: RequestMetrics | None = None) -> Service:
     """The service of a model without a station file, which knows its receivers by its contract."""
     info = StationInfo(engine.station, engine.contract.frequency_hz, engine.contract.receivers)
-    return Service(engine=engine, stations=(info,), history=history)
+    return Service(engine=engine, stations=(info,), metrics=metrics)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import spox.opset.ai.onnx.v17 as op
 from localize_core.cache.settings import CacheSettings
-from localize_core.serving.engine import Engine
-from localize_core.serving.requests import samples_needed
-from localize_core.serving.settings import ServingSettings
 from localize_core.service.server import HttpServer
 from localize_core.service.service import Service, model_service
 from localize_core.service.settings import http_settings
+from localize_core.serving.engine import Engine
+from localize_core.serving.requests import samples_needed
+from localize_core.serving.settings import ServingSettings
 
 STEPS = 4
 RECEIVERS = 2

@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import pytest
 from localize_core.errors import UnavailableError
+from localize_core.service.service import Service, model_service
 from localize_core.serving.engine import Engine
 from localize_core.serving.requests import Request, samples_needed
-from localize_core.service.service import Service, model_service
 from localize_core.wire.fix_json import fix_from_dict, fix_to_dict
 
 PREDICT = "/api/v1/inference/predict"
@@ -146,86 +146,88 @@ def test_a_batch_in_its_other_forms(engine, http, samples):
     assert [each["fix"]["cache_hit"] for each in binary["results"]] == [True] * 3
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        (b"", 400, "body"),
-        (b"{", 400, "body"),
-        (b'{"iq_data": [[1, NaN]]}', 400, "body"),
-        (b'{"iq_data": [[1, 2],]}', 400, "body"),
-        (b'{"session_id": "\xff", "iq_data": [[1, 2]]}', 400, "body"),
-        (b'{"session_id": "\\ud800", "iq_data": [[1, 2]]}', 400, "body"),
-        (b'{"iq_data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "body"),
-        (b"[]", 422, "body"),
-        (b"{}", 422, "iq_data"),
-        (b'{"iq_data": []}', 422, "iq_data"),
-        (b'{"iq_data": [[1, 2]], "features": [1]}', 422, "iq_data"),
-        (b'{"iq_data": [[1, 2], [3]]}', 422, "iq_data[1]"),
-        (b'{"iq_data": [[1, 2, 3], [4]]}', 422, "iq_data[0]"),
-        (b'{"iq_data": [[[1, 2]], [[1, 2], [3, 4]]]}', 422, "iq_data[1]"),
-        (b'{"iq_data": [[1, null]]}', 422, "iq_data[0][1]"),
-        (b'{"iq_data": [[1, 1e400]]}', 422, "iq_data[0][1]"),
-        (b'{"iq_data": [[1, 1e39]]}', 422, "iq_data"),
-        (b'{"iq_data": [[1, 2]]}', 422, "iq_data"),
-        (b'{"iq_data": [[1, 2]], "receivers": ["x"]}', 422, "receivers"),
-        (b'{"iq_data": [[1, 2]], "receivers": ["r0", "r0"]}', 422, "receivers"),
-        (b'{"iq_data": [[1, 2]], "receivers": []}', 422, "receivers"),
-        (b'{"iq_data": [[1, 2]], "session_id": ""}', 422, "session_id"),
-        (b'{"iq_data": [[1, 2]], "cache_enabled": 1}', 422, "cache_enabled"),
-        (b'{"iq_data": [[1, 2]], "timestamp": "2026-01-02T03:04:05"}', 422, "timestamp"),
-        (b'{"iq_data": [[1, 2]], "timestamp": "1969-12-31T00:00:00Z"}', 422, "timestamp"),
-        (b'{"iq_data": [[1, 2]], "frequency_hz": -1}', 422, "frequency_hz"),
-        (b'{"iq_data": [[1, 2]], "colour": "red"}', 422, "colour"),
-        (b'{"features": [1, 2, 3]}', 422, "features"),
-        (b'{"features": []}', 422, "features"),
-    ],
-)
-def test_bodies_that_cannot_be_answered(http, body, status, field):
-    error = error_of(http.post(PREDICT, content=body, headers={"Content-Type": "application/json"}), status)
-    assert error["field"] == field
-    assert error["code"] == ("malformed" if status == 400 else "invalid")
+BODIES: list[Any] = [
+    (b"", 400, "body"),
+    (b"{", 400, "body"),
+    (b'{"iq_data": [[1, NaN]]}', 400, "body"),
+    (b'{"iq_data": [[1, 2],]}', 400, "body"),
+    (b'{"session_id": "\xff", "iq_data": [[1, 2]]}', 400, "body"),
+    (b'{"session_id": "\\ud800", "iq_data": [[1, 2]]}', 400, "body"),
+    (b'{"iq_data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "body"),
+    (b"[]", 422, "body"),
+    (b"{}", 422, "iq_data"),
+    (b'{"iq_data": []}', 422, "iq_data"),
+    (b'{"iq_data": [[1, 2]], "features": [1]}', 422, "iq_data"),
+    (b'{"iq_data": [[1, 2], [3]]}', 422, "iq_data[1]"),
+    (b'{"iq_data": [[1, 2, 3], [4]]}', 422, "iq_data[0]"),
+    (b'{"iq_data": [[[1, 2]], [[1, 2], [3, 4]]]}', 422, "iq_data[1]"),
+    (b'{"iq_data": [[1, null]]}', 422, "iq_data[0][1]"),
+    (b'{"iq_data": [[1, 1e400]]}', 422, "iq_data[0][1]"),
+    (b'{"iq_data": [[1, 1e39]]}', 422, "iq_data"),
+    (b'{"iq_data": [[1, 2]]}', 422, "iq_data"),
+    (b'{"iq_data": [[1, 2]], "receivers": ["x"]}', 422, "receivers"),
+    (b'{"iq_data": [[1, 2]], "receivers": ["r0", "r0"]}', 422, "receivers"),
+    (b'{"iq_data": [[1, 2]], "receivers": []}', 422, "receivers"),
+    (b'{"iq_data": [[1, 2]], "session_id": ""}', 422, "session_id"),
+    (b'{"iq_data": [[1, 2]], "cache_enabled": 1}', 422, "cache_enabled"),
+    (b'{"iq_data": [[1, 2]], "timestamp": "2026-01-02T03:04:05"}', 422, "timestamp"),
+    (b'{"iq_data": [[1, 2]], "timestamp": "1969-12-31T00:00:00Z"}', 422, "timestamp"),
+    (b'{"iq_data": [[1, 2]], "frequency_hz": -1}', 422, "frequency_hz"),
+    (b'{"iq_data": [[1, 2]], "colour": "red"}', 422, "colour"),
+    (b'{"features": [1, 2, 3]}', 422, "features"),
+    (b'{"features": []}', 422, "features"),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        ({}, 422, "items"),
-        ({"items": []}, 422, "items"),
-        ({"items": [{}] * 101}, 422, "items"),
-        ({"items": [{}], "iq_samples": [[[1, 2]]]}, 422, "items"),
-        ({"items": {"a": {}}}, 422, "items"),
-        ({"iq_samples": []}, 422, "iq_samples"),
-        ({"items": [1], "session_id": {"a": 1}}, 422, "session_id"),
-        (b'{"items": [{}, {}], "items": [{}]}', 400, "items"),
-        (b'{"items": [{"iq_data": [[1, 2]]}', 400, "body"),
-        (b"{" * 30_000, 422, "body"),
-    ],
-)
-def test_batches_that_cannot_be_answered(http, body, status, field):
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    error = error_of(http.post(BATCH, content=content, headers={"Content-Type": "application/json"}), status)
-    assert error["field"] == field
+def test_bodies_that_cannot_be_answered(http):
+    for body, status, field in BODIES:
+        response = http.post(PREDICT, content=body, headers={"Content-Type": "application/json"})
+        error = error_of(response, status)
+        assert (body, error["field"]) == (body, field)
+        assert error["code"] == ("malformed" if status == 400 else "invalid")
 
 
-@pytest.mark.parametrize(
-    ("path", "content", "query", "status", "field"),
-    [
-        (PREDICT, b"", {}, 400, "body"),
-        (PREDICT, b"1234567", {}, 400, "body"),
-        (PREDICT, b"12345678", {}, 422, "iq_data"),
-        (PREDICT, b"12345678", {"receivers": "r0,x"}, 422, "receivers"),
-        (PREDICT, b"12345678", {"receivers": ""}, 422, "receivers[0]"),
-        (PREDICT, b"12345678", {"frequency_hz": "nan"}, 422, "frequency_hz"),
-        (PREDICT, b"12345678", {"cache_enabled": "maybe"}, 422, "cache_enabled"),
-        (PREDICT, b"12345678", {"colour": "red"}, 422, "colour"),
-        (BATCH, b"12345678", {}, 422, "count"),
-        (BATCH, b"12345678", {"count": "0"}, 422, "count"),
-        (BATCH, b"12345678", {"count": "2"}, 400, "body"),
-        (BATCH, b"12345678" * 2, {"count": "2", "id": "x"}, 422, "id"),
-    ],
-)
-def test_samples_that_cannot_be_answered(http, path, content, query, status, field):
-    assert error_of(http.post(path, content=content, params=query, headers=BINARY), status)["field"] == field
+BATCHES: list[Any] = [
+    ({}, 422, "items"),
+    ({"items": []}, 422, "items"),
+    ({"items": [{}] * 101}, 422, "items"),
+    ({"items": [{}], "iq_samples": [[[1, 2]]]}, 422, "items"),
+    ({"items": {"a": {}}}, 422, "items"),
+    ({"iq_samples": []}, 422, "iq_samples"),
+    ({"items": [1], "session_id": {"a": 1}}, 422, "session_id"),
+    (b'{"items": [{}, {}], "items": [{}]}', 400, "items"),
+    (b'{"items": [{"iq_data": [[1, 2]]}', 400, "body"),
+    (b"{" * 30_000, 422, "body"),
+]
+
+
+def test_batches_that_cannot_be_answered(http):
+    for body, status, field in BATCHES:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        error = error_of(http.post(BATCH, content=content, headers={"Content-Type": "application/json"}), status)
+        assert (body, error["field"]) == (body, field)
+
+
+SAMPLES: list[Any] = [
+    (PREDICT, b"", {}, 400, "body"),
+    (PREDICT, b"1234567", {}, 400, "body"),
+    (PREDICT, b"12345678", {}, 422, "iq_data"),
+    (PREDICT, b"12345678", {"receivers": "r0,x"}, 422, "receivers"),
+    (PREDICT, b"12345678", {"receivers": ""}, 422, "receivers[0]"),
+    (PREDICT, b"12345678", {"frequency_hz": "nan"}, 422, "frequency_hz"),
+    (PREDICT, b"12345678", {"cache_enabled": "maybe"}, 422, "cache_enabled"),
+    (PREDICT, b"12345678", {"colour": "red"}, 422, "colour"),
+    (BATCH, b"12345678", {}, 422, "count"),
+    (BATCH, b"12345678", {"count": "0"}, 422, "count"),
+    (BATCH, b"12345678", {"count": "2"}, 400, "body"),
+    (BATCH, b"12345678" * 2, {"count": "2", "id": "x"}, 422, "id"),
+]
+
+
+def test_samples_that_cannot_be_answered(http):
+    for path, content, query, status, field in SAMPLES:
+        error = error_of(http.post(path, content=content, params=query, headers=BINARY), status)
+        assert (content, query, error["field"]) == (content, query, field)
 
 
 def test_other_kinds_of_body(http):

@@ -1,0 +1,159 @@
+"""`gr-localize serve`: a model that answers over HTTP, and a live map of its fixes and of other stations'."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+from localize_core.cache.settings import CacheSettings
+from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
+from localize_core.service.server import HttpServer
+from localize_core.service.service import Service, model_service, station_service
+from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
+from localize_core.serving.settings import make_settings
+from localize_core.station.config import ModelTable, Station, load_station
+from localize_core.station.engine import model_engine, station_engine
+
+log = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "GR_LOCALIZE_TOKEN"
+TOKEN_HELP = (
+    f"What every request must carry. Others on this machine can see it: better is --token-file, or {TOKEN_VARIABLE} in "
+    "the environment."
+)
+PORT_HELP = "0 takes any that is free.  [default: the station's, 8080]"
+
+
+@click.command("serve")
+@click.argument("station_file", metavar="[STATION]", required=False, type=click.Path(path_type=Path))
+@click.option("--model", metavar="MODEL", help="Without STATION: the model that answers, such as an ONNX file.")
+@click.option(
+    "--from",
+    "sources",
+    metavar="URL",
+    multiple=True,
+    help="Also show the fixes that are published there: tcp://, ipc://, redis://, mqtt:// or http://. Any number.",
+)
+@click.option("--host", help="Address to listen at.  [default: the station's, 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), help="0 takes any that is free.  [default: the station's, 8080]"
+)
+@click.option(
+    "--token",
+    help=f"What every request must carry. Others on this machine can see it: better is "
+    f"--token-file, or {TOKEN_VARIABLE} in the environment.",
+)
+@click.option("--token-file", type=click.Path(path_type=Path), help="File whose first line is the token.")
+@click.option(
+    "--recordings",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that relative paths in STATION start from; by default the station file's own.",
+)
+def command(
+    station_file: Path | None,
+    model: str | None,
+    sources: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    token: str | None,
+    token_file: Path | None,
+    folder: Path | None,
+) -> int:
+    """Answer questions with the model of STATION or with MODEL, and show fixes on a live map.
+
+    With --from alone there is only the map. What the answers and the map are at is printed on standard error; /docs
+    there describes the API. Ends with SIGINT or SIGTERM.
+    """
+    if station_file is not None and model is not None:
+        raise click.UsageError("either STATION or --model: the station file says which model answers")
+    if station_file is None and model is None and not sources:
+        raise click.UsageError("nothing to serve: wanted STATION, --model or --from")
+    station = None if station_file is None else load_station(station_file, folder=folder)
+    settings = _settings(station, host, port, token, token_file)
+    settings.check()
+    with ExitStack() as stack:
+        service = _service(station, model, stack)
+        server = HttpServer(service, settings)
+        for url in sources:
+            stack.enter_context(_following(url, service))
+        stopped = stack.enter_context(_signals())
+        stack.callback(server.stop)
+        server.start()
+        click.echo(f"gr-localize: serving at {server.url}", err=True)
+        stopped.wait()
+    return 0
+
+
+def _settings(
+    station: Station | None, host: str | None, port: int | None, token: str | None, token_file: Path | None
+) -> HttpSettings:
+    """The station's, with what the command line says otherwise."""
+    options = HttpOptions() if station is None or station.http is None else station.http
+    given = {"host": host, "port": port}
+    values = options.model_dump(exclude={"token_file"}) | {k: v for k, v in given.items() if v is not None}
+    if token_file is None and token is None and TOKEN_VARIABLE not in os.environ and station and station.http:
+        token_file = station.http.token_file
+    if token is None:
+        token = os.environ.get(TOKEN_VARIABLE, "") if token_file is None else read_token(token_file)
+    return http_settings(**values, token=token)
+
+
+def _service(station: Station | None, model: str | None, stack: ExitStack) -> Service:
+    """What is shown, with an engine that runs where there is a model."""
+    from localize_core.metrics.metrics import Metrics
+
+    try:
+        if station is not None:
+            engine, time_steps, _ = station_engine(station, cache=station.cache)
+        elif model is not None:
+            engine, time_steps = model_engine(make_settings(ModelTable, uri=model), cache=CacheSettings()), 0
+        else:
+            return Service()
+        stack.callback(engine.close)
+        engine.prepare(time_steps)
+    except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet
+        raise ConfigError(str(error)) from error
+    metrics = Metrics(engine.station)
+    metrics.watch(engine)
+    engine.start(live=True)  # questions do not wait for comparisons
+    stack.callback(engine.stop)
+    if station is not None:
+        return station_service(station, engine, metrics=metrics)
+    return model_service(engine, metrics=metrics)
+
+
+@contextmanager
+def _following(url: str, service: Service) -> Iterator[None]:
+    """Show the fixes that are published at `url` meanwhile."""
+    from localize_core.client.subscribe import subscribe
+
+    def tell(state: str, reason: str) -> None:
+        log.log(logging.INFO if state == "connected" else logging.WARNING, "%s: %s %s", url, state, reason)
+
+    subscription = subscribe(url, on_state=tell).start(service.publish)
+    try:
+        yield
+    finally:
+        subscription.stop()
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; none does outside the main thread."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
