@@ -1,56 +1,49 @@
-"""`gr-localize subscribe`: print the fixes that a station publishes over ZeroMQ."""
+"""`gr-localize subscribe`: the fixes that stations publish, as a table that lives, or line by line."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import itertools
 import logging
-import math
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import click
-import zmq
-from localize_core.errors import ConfigError, PublishError
-from localize_core.sinks.zmq_sink import check_endpoint
+from localize_core.client import FixSubscriber, subscribe
+from localize_core.client.subscribe import SCHEMES
 from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_from_json, fix_to_json
+from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_row
+from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
 
-log = logging.getLogger(__name__)
+TOKEN = "GR_LOCALIZE_TOKEN"
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def receive(endpoint: str, topic: str, timeout_s: float | None) -> Iterator[Fix]:
-    """The fixes that arrive. What is no fix is logged and passed over.
-
-    Raises PublishError if there is no fix for `timeout_s` seconds or the endpoint cannot be reached at all.
-    """
-    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.subscribe(topic)
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            raise PublishError(f"cannot connect {endpoint}: {error.strerror}") from error
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        while (left_s := deadline - time.monotonic()) > 0:
-            if not socket.poll(None if timeout_s is None else math.ceil(1000 * left_s)):
-                break
-            try:
-                fix = fix_from_json(socket.recv_multipart()[-1])
-            except ConfigError as error:
-                log.warning("passing over a message that is no fix: %s", error)
-                continue
-            yield fix
-            deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    raise PublishError(f"no fix from {endpoint} for {timeout_s:g} s")
+def csv_line(values: Any) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
 
 
-@click.command("subscribe")
-@click.argument("endpoint", default="tcp://127.0.0.1:5555")
-@click.option("--topic", default="fix", show_default=True, help="Topic to subscribe to.")
-@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON.")
+FORMATS: dict[str, Callable[[Fix], str]] = {
+    "json": fix_to_json,
+    "csv": lambda fix: csv_line(fix_to_csv_row(fix)),
+    "lines": fix_line,
+}
+
+
+@click.command("subscribe", epilog=f"URL is one of {', '.join(SCHEMES.values())}.")
+@click.argument("url", default="tcp://127.0.0.1:5555", envvar="GR_LOCALIZE_URL")
+@click.option("--json", "form", flag_value="json", help="Print each fix as one line of JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print each fix as a row, after one with the names of columns.")
+@click.option("--lines", "form", flag_value="lines", help="Print a line per fix also on a terminal.")
+@click.option("--station", metavar="NAME", help="Only fixes of this station.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many fixes.")
 @click.option(
     "--timeout",
@@ -58,12 +51,77 @@ def receive(endpoint: str, topic: str, timeout_s: float | None) -> Iterator[Fix]
     type=click.FloatRange(min=0, min_open=True),
     help="Fail after so many seconds without a fix.",
 )
-def command(endpoint: str, topic: str, as_json: bool, count: int | None, timeout_s: float | None) -> None:
-    """Print the fixes that are published at ENDPOINT, by default tcp://127.0.0.1:5555."""
-    check_endpoint(endpoint, bind=False)
+@click.option(
+    "--history",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Begin with the last N fixes. [redis, http; mqtt: 1]",
+)
+@click.option("--topic", help="Topic, or its beginning. [tcp, ipc: fix; mqtt: gr-localize]")
+@click.option("--prefix", help="First word of the keys. [redis: gr-localize]")
+@click.option("--token", help=f"Token of the service; better in the environment, as {TOKEN}. [http]")
+@click.option("--ca-file", type=FILE, help="Certificates to trust instead of the system's. [rediss, mqtts, https]")
+@click.option("--server-key", type=FILE, help="The publisher's public CURVE key, NAME.key. [tcp, ipc]")
+@click.option("--secret-key", type=FILE, help="Your own CURVE key, NAME.key_secret. [tcp, ipc]")
+def command(
+    url: str,
+    form: str | None,
+    count: int | None,
+    token: str | None,
+    server_key: Path | None,
+    secret_key: Path | None,
+    **options: Any,
+) -> None:
+    """Show the fixes that are published at URL, by default tcp://127.0.0.1:5555 or GR_LOCALIZE_URL.
+
+    On a terminal they are a table with a row per stream, elsewhere lines. A lost connection is made again.
+    """
+    fixes = subscribe(
+        url,
+        token=token or (os.environ.get(TOKEN) or None if url.startswith("http") else None),
+        curve_server_key_file=server_key,
+        curve_secret_key_file=secret_key,
+        **options,
+    )
     try:
-        for fix in itertools.islice(receive(endpoint, topic, timeout_s), count):
-            click.echo(fix_to_json(fix) if as_json else fix_line(fix))
+        with fixes:
+            if form is None and sys.stdout.isatty():
+                show(fixes, count)
+            else:
+                print_lines(fixes, count, form or "lines")
     except BrokenPipeError:
         # Whoever read this has seen enough; the interpreter must not flush to the closed pipe when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_lines(fixes: FixSubscriber, count: int | None, form: str) -> None:
+    if form == "csv":
+        click.echo(csv_line(CSV_FIELDS))
+    for fix in itertools.islice(fixes, count):
+        click.echo(FORMATS[form](fix))
+
+
+def show(fixes: FixSubscriber, count: int | None) -> None:
+    """The table, until it ends."""
+    from rich.live import Live
+
+    from localize_apps.subscribe_view import FixTable
+
+    table = FixTable(fixes)
+    with Live(table, redirect_stderr=sys.stderr.isatty()), logs_above():
+        for fix in itertools.islice(fixes, count):
+            table.add(fix)
+
+
+@contextlib.contextmanager
+def logs_above() -> Iterator[None]:
+    """Logs go to where standard error goes now: above the table, if both are on the terminal."""
+    handlers = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    before = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)

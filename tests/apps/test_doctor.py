@@ -29,7 +29,7 @@ GOOD = Facts(
         "jinja2": "3.1",
         "onnxscript": "0.7",
         "torch": "2.13.0",
-        **{name: lowest for extra in ("fast", "mlflow", "redis", "triton") for name, lowest in EXTRAS[extra].items()},
+        **{name: lowest for wanted in EXTRAS.values() for name, lowest in wanted.items()},
     },
     gnuradio="3.10.5.1",
     gnuradio_error=None,

@@ -1,18 +1,47 @@
 from __future__ import annotations
 
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import http.server
+import io
+import itertools
 import json
+import os
+import pty
+import select
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 
 import pytest
 import zmq
 from localize_apps.main import main
-from localize_apps.subscribe import fix_line
+from localize_apps.subscribe_view import FixTable
+from localize_core.client import subscribe
+from localize_core.sinks.redis_sink import RedisFixSink
 from localize_core.sinks.zmq_sink import ZmqFixSink
-from localize_core.wire.fix_json import fix_from_json
+from localize_core.wire.fix_csv import CSV_FIELDS
+from localize_core.wire.fix_json import fix_from_json, fix_to_json
+from localize_core.wire.text import fix_line
+from rich.console import Console
 
 COMMAND = [sys.executable, "-m", "localize_apps.main", "subscribe"]
+
+
+def read(stream, wanted, limit_s=30.0):
+    """What comes out of a terminal until the text is there."""
+    seen, deadline = "", time.monotonic() + limit_s
+    while wanted not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([stream], [], [], 0.1)[0]:
+            seen += os.read(stream, 65536).decode()
+    return seen
 
 
 @pytest.fixture
@@ -23,9 +52,12 @@ def station(make_fix):
     done = threading.Event()
 
     def publish():
-        while not done.wait(0.001):
-            sink.publish(make_fix())
-            sink.publish(make_fix(reason="silence"))
+        for number in itertools.count():
+            if done.wait(0.001):
+                return
+            sink.publish(
+                make_fix(sequence=2 * number, reason="silence") if number % 2 else make_fix(sequence=2 * number)
+            )
 
     thread = threading.Thread(target=publish)
     thread.start()
@@ -40,13 +72,154 @@ def test_json_lines_and_nothing_else(station, make_fix, capsys):
     captured = capsys.readouterr()
     fixes = [fix_from_json(line) for line in captured.out.splitlines()]
     assert len(fixes) == 4
-    assert set(fixes) == {make_fix(), make_fix(reason="silence")}
+    assert {dataclasses.replace(fix, sequence=412) for fix in fixes} == {make_fix(), make_fix(reason="silence")}
     assert captured.err == ""
 
 
 def test_lines_for_people(station, make_fix, capsys):
     assert main(["subscribe", station, "--count", "2", "--timeout", "20"]) == 0
     assert set(capsys.readouterr().out.splitlines()) == {fix_line(make_fix()), fix_line(make_fix(reason="silence"))}
+
+
+def test_rows_for_tables_have_one_header(station, capsys):
+    assert main(["subscribe", station, "--csv", "--count", "3", "--timeout", "20"]) == 0
+    header, *rows = csv.reader(capsys.readouterr().out.splitlines())
+    assert tuple(header) == CSV_FIELDS
+    assert len(rows) == 3
+    named = dict(zip(header, rows[0], strict=True))
+    assert named["station"] == "demo"
+    assert named["timestamp"] == "2026-01-02T03:04:05.678901Z"
+    assert named["latitude"] in ("45.123", "")
+
+
+def test_a_terminal_shows_a_table(station):
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color"}
+    with subprocess.Popen(
+        [*COMMAND, station, "--station", "demo"], stdout=far, stderr=far, stdin=far, env=environment
+    ) as process:
+        os.close(far)
+        seen = read(near, "no fix: silence")
+        seen += read(near, "45.12300 7.45600")
+        for wanted in ("station", "missed", "connected", "433.92", "03:04:05.678", "110 × 93 m 65°", "0.92"):
+            assert wanted in seen, wanted
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # the terminal's end
+            while os.read(near, 65536):
+                pass
+        assert process.wait(20) == 130
+    os.close(near)
+
+
+def test_the_table_counts_by_stream_and_says_what_is_wrong(make_fix):
+    with ZmqSource() as source, subscribe(source.url, timeout_s=20) as fixes:
+        table = FixTable(fixes)
+        source.wait()
+        source.send(
+            make_fix(sequence=1), make_fix(sequence=5, dropped_windows=2), make_fix(station="[red]", sequence=1)
+        )
+        source.socket.send(b"fix")
+        source.send(make_fix(station="[red]", sequence=2, reason="silence", frequency_hz=None))
+        for _ in range(4):
+            table.add(next(fixes))
+        text = drawn(table)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    assert [(row[0], row[1], row[3], row[8], row[9]) for row in rows] == [
+        ("[red]", "", "no fix: silence", "0", "0"),
+        ("demo", "433.92", "45.12300 7.45600", "3", "2"),
+    ]
+    assert "connected, 4 fixes" in text
+    assert "1 messages were no fix" in text
+
+
+def test_the_table_is_bounded(make_fix):
+    table = FixTable(subscribe("tcp://127.0.0.1:1"))
+    for number in range(100):
+        table.add(make_fix(stream=str(number)))
+    assert drawn(table).count("demo") == 30
+
+
+def drawn(table):
+    console = Console(width=160, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+class ZmqSource:
+    """A publisher that sees its subscriber come."""
+
+    def __enter__(self):
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.XPUB)
+        self.url = f"tcp://127.0.0.1:{self.socket.bind_to_random_port('tcp://127.0.0.1')}"
+        return self
+
+    def __exit__(self, *_):
+        self._context.destroy(linger=0)
+
+    def wait(self):
+        self.socket.recv()
+
+    def send(self, *fixes):
+        for fix in fixes:
+            self.socket.send_multipart([b"fix", fix_to_json(fix).encode()])
+
+
+def test_the_station_that_is_asked_for(make_fix, capsys):
+    with ZmqSource() as source:
+
+        def publish():
+            source.wait()
+            source.send(make_fix(station="a"), make_fix(station="b"))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        assert main(["subscribe", source.url, "--station", "b", "--json", "--count", "1", "--timeout", "20"]) == 0
+        thread.join()
+    assert json.loads(capsys.readouterr().out)["station"] == "b"
+
+
+def test_history_of_a_redis(start_redis, make_fix, capsys):
+    server = start_redis()
+    sink = RedisFixSink(server.url, prefix="own", linger_ms=20_000)
+    sink.open()
+    for number in range(5):
+        sink.publish(make_fix(sequence=number))
+    sink.close()
+    assert main(["subscribe", server.url, "--prefix", "own", "--history", "2", "--json", "--count", "2"]) == 0
+    assert [json.loads(line)["sequence"] for line in capsys.readouterr().out.splitlines()] == [3, 4]
+
+
+def test_the_token_comes_from_the_environment_and_goes_to_http_only(station, capsys, monkeypatch):
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.headers["Authorization"])
+            self.send_error(403)
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setenv("GR_LOCALIZE_TOKEN", "from-the-environment")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert main(["subscribe", url]) == 1
+        assert f"{url}: the service answered 403 Forbidden: look at the token" in capsys.readouterr().err
+        assert main(["subscribe", url, "--token", "given"]) == 1
+        server.shutdown()
+        thread.join()
+    assert seen == ["Bearer from-the-environment", "Bearer given"]
+    assert main(["subscribe", station, "--count", "1", "--timeout", "20"]) == 0
+
+
+def test_the_address_comes_from_the_environment(station, monkeypatch, capsys):
+    monkeypatch.setenv("GR_LOCALIZE_URL", station)
+    assert main(["subscribe", "--count", "1", "--timeout", "20"]) == 0
+    assert capsys.readouterr().out
 
 
 def test_line_for_people(make_fix):
@@ -65,22 +238,19 @@ def test_another_topic_is_silence(station, capsys):
 
 
 def test_what_is_no_fix_is_passed_over_and_does_not_count(capsys):
-    with zmq.Context() as context, context.socket(zmq.XPUB) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
+    with ZmqSource() as source:
 
         def publish():
-            socket.recv()  # the subscription
-            for line in (b"{}", b"\xff"):
-                socket.send_multipart([b"fix", line])
-            socket.send(b"fix")
+            source.wait()
+            source.socket.send(b"fix")
 
         thread = threading.Thread(target=publish)
         thread.start()
-        assert main(["subscribe", f"tcp://127.0.0.1:{port}", "--timeout", "1"]) == 1
+        assert main(["subscribe", source.url, "--timeout", "1"]) == 1
         thread.join()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("a message that is no fix") == 3
+    assert captured.err.count("passing over what is no fix") == 1
 
 
 def test_a_reader_that_leaves_ends_it_quietly(station):
@@ -93,7 +263,17 @@ def test_a_reader_that_leaves_ends_it_quietly(station):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["localhost"], ["tcp://127.0.0.1:0"], ["--count", "0"], ["--timeout", "0"], ["tcp://127.0.0.1:5555", "extra"]],
+    [
+        ["localhost"],
+        ["tcp://127.0.0.1:1", "--history", "3"],
+        ["redis://127.0.0.1:1", "--history", "-1"],
+        ["tcp://127.0.0.1:1", "--server-key", "no-such-file"],
+        ["ftp://127.0.0.1"],
+        ["tcp://127.0.0.1:0"],
+        ["--count", "0"],
+        ["--timeout", "0"],
+        ["tcp://127.0.0.1:5555", "extra"],
+    ],
 )
 def test_wrong_usage_is_2(arguments, capsys):
     assert main(["subscribe", *arguments]) == 2

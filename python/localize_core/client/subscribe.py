@@ -32,8 +32,8 @@ def subscribe(
     prefix: str | None = None,
     token: str | None = None,
     ca_file: str | os.PathLike[str] | None = None,
-    server_key: bytes | None = None,
-    secret_key: bytes | None = None,
+    curve_server_key_file: str | os.PathLike[str] | None = None,
+    curve_secret_key_file: str | os.PathLike[str] | None = None,
     high_water_mark: int = HIGH_WATER_MARK,
     on_state: OnState | None = None,
 ) -> FixSubscriber:
@@ -51,8 +51,8 @@ def subscribe(
     `prefix` (redis): first word of the keys, by default `gr-localize`.
     `token` (http): sent as `Authorization: Bearer`.
     `ca_file` (rediss, mqtts, https): certificates to trust instead of the system's.
-    `server_key`, `secret_key` (tcp, ipc): CURVE keys, the server's public and one's own secret one; both or neither.
-    `localize_core.wire.curve` reads them from files.
+    `curve_server_key_file`, `curve_secret_key_file` (tcp, ipc): CURVE keys, NAME.key of the publisher and one's own
+    NAME.key_secret; both or neither.
 
     Raises ConfigError for an address or option that cannot work, MissingExtraError if a package is missing for it.
     """
@@ -69,8 +69,8 @@ def subscribe(
         "prefix": prefix,
         "token": token,
         "ca_file": ca_file,
-        "server_key": server_key,
-        "secret_key": secret_key,
+        "curve_server_key_file": curve_server_key_file,
+        "curve_secret_key_file": curve_secret_key_file,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,22 +12,22 @@ from zmq.utils.monitor import parse_monitor_message
 from localize_core.client.link import POLL_S, Link, LinkError, Message, RefusedError, Session, Status
 from localize_core.errors import ConfigError
 from localize_core.sinks.zmq_sink import check_endpoint
-from localize_core.wire.curve import be_client, check_curve
+from localize_core.wire.curve import be_client, check_curve, read_public_key, read_secret_key
 
 RECONNECT_MS, LAST_RECONNECT_MS = 100, 10_000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 """A publisher that vanished without a word is noticed by this."""
 MAX_MESSAGE_BYTES = 1 << 20
-REFUSED = Status(False, "the handshake failed: look at the CURVE keys of both sides")
 
-_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _FAILED
+_BROKEN = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | _BROKEN
+_EVENTS |= zmq.EVENT_HANDSHAKE_FAILED_AUTH
 
 
 class ZmqLink(Link):
     """A SUB socket, connected. ZeroMQ makes lost connections again by itself."""
 
-    OPTIONS: ClassVar = frozenset({"high_water_mark", "topic", "server_key", "secret_key"})
+    OPTIONS: ClassVar = frozenset({"high_water_mark", "topic", "curve_server_key_file", "curve_secret_key_file"})
 
     def __init__(
         self,
@@ -34,17 +35,19 @@ class ZmqLink(Link):
         *,
         high_water_mark: int,
         topic: str = "fix",
-        server_key: bytes | None = None,
-        secret_key: bytes | None = None,
+        curve_server_key_file: str | os.PathLike[str] | None = None,
+        curve_secret_key_file: str | os.PathLike[str] | None = None,
     ) -> None:
         check_endpoint(url, bind=False)
-        if (server_key is None) != (secret_key is None):
-            raise ConfigError("server_key, secret_key: wanted both or neither")
-        if server_key is not None:
+        self._server_key = self._secret_key = None
+        if curve_server_key_file is not None and curve_secret_key_file is not None:
             check_curve()
+            self._server_key = read_public_key(curve_server_key_file)
+            self._secret_key = read_secret_key(curve_secret_key_file)
+        elif curve_server_key_file is not None or curve_secret_key_file is not None:
+            raise ConfigError("curve_server_key_file, curve_secret_key_file: wanted both or neither")
         super().__init__(url)
         self._topic, self._high_water_mark = topic, high_water_mark
-        self._server_key, self._secret_key = server_key, secret_key
 
     def session(self) -> Session:
         context = zmq.Context()
@@ -52,15 +55,13 @@ class ZmqLink(Link):
             socket = context.socket(zmq.SUB)
             monitor = socket.get_monitor_socket(_EVENTS)
             self._connect(socket)
-            status = Status(False)
             poller = zmq.Poller()
             poller.register(socket, zmq.POLLIN)
             poller.register(monitor, zmq.POLLIN)
             while True:
                 ready = dict(poller.poll(int(1000.0 * POLL_S)))
                 if monitor in ready:
-                    status = self._status(parse_monitor_message(monitor.recv_multipart()), status)
-                    yield status
+                    yield self._status(parse_monitor_message(monitor.recv_multipart()))
                 if socket in ready:
                     yield Message(socket.recv_multipart()[-1])
                 if not ready:
@@ -86,12 +87,13 @@ class ZmqLink(Link):
             raise RefusedError(f"cannot connect: {error.strerror}") from error
 
     @staticmethod
-    def _status(event: Mapping[str, Any], before: Status) -> Status:
+    def _status(event: Mapping[str, Any]) -> Status:
+        """What became of the connection. Raises LinkError where ZeroMQ might not try again."""
         kind = event["event"]
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             return Status(True)
-        if kind & _FAILED:
-            return REFUSED
-        if before == REFUSED:
-            return before  # what follows a refusal: the connection ends, and is tried again
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise RefusedError("the publisher does not know our CURVE key")
+        if kind & _BROKEN:
+            raise LinkError("the handshake failed: look at the CURVE keys of both sides")
         return Status(False, "nobody answers" if kind == zmq.EVENT_CONNECT_RETRIED else "the connection was closed")

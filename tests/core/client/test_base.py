@@ -204,7 +204,7 @@ def test_an_error_in_the_state_callback_is_logged_and_fixes_go_on(publisher, mak
         ("tcp://127.0.0.1:0", {}, "port"),
         ("tcp://127.0.0.1:1", {"history": 1}, "history: cannot be had with tcp://"),
         ("tcp://127.0.0.1:1", {"token": "t", "since": "1"}, "since, token: cannot be had"),
-        ("tcp://127.0.0.1:1", {"server_key": b"k"}, "both or neither"),
+        ("tcp://127.0.0.1:1", {"curve_server_key_file": "k"}, "both or neither"),
         ("tcp://127.0.0.1:1", {"timeout_s": 0.0}, "timeout_s=0.0"),
         ("tcp://127.0.0.1:1", {"high_water_mark": 0}, "high_water_mark=0"),
         ("redis://127.0.0.1:1", {"history": -1}, "history=-1"),
