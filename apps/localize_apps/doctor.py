@@ -285,8 +285,8 @@ def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
         wanted.append(Path(station.played_scene.channels))
     for zmq in station.publish.zmq:
         wanted += [Path(place) for place in (zmq.curve_secret_key_file, zmq.curve_clients) if place is not None]
-    for cot in station.publish.cot:
-        wanted += [Path(place) for place in (cot.ca_file, cot.cert_file, cot.key_file) if place is not None]
+    for tls in (*station.publish.mqtt, *station.publish.cot):
+        wanted += [Path(place) for place in (tls.ca_file, tls.cert_file, tls.key_file) if place is not None]
     if station.http is not None and station.http.token_file is not None:
         wanted.append(Path(station.http.token_file))
     folders = [sink.path.parent for sink in station.publish.file]

@@ -137,6 +137,10 @@ class StationGraph(gr.top_block):
             yield localize.zmq_fix_sink(**table.model_dump(exclude_none=True))
         for file in station.publish.file:
             yield localize.file_fix_sink(**file.model_dump(exclude_none=True))
+        for redis in station.publish.redis:
+            yield localize.redis_fix_sink(**redis.model_dump())
+        for mqtt in station.publish.mqtt:
+            yield localize.mqtt_fix_sink(station=station.station.name, **mqtt.model_dump(exclude_none=True))
         for cot in station.publish.cot:
             yield localize.cot_fix_sink(**cot.model_dump(exclude_none=True))
 

@@ -7,7 +7,9 @@ from .http_fix_sink import http_fix_sink
 from .kiwi_wav_source import kiwi_wav_source
 from .localizer import localizer
 from .mel_spectrogram import mel_spectrogram
+from .mqtt_fix_sink import mqtt_fix_sink
 from .onnx_inference import onnx_inference
+from .redis_fix_sink import redis_fix_sink
 from .scene_source import scene_source
 from .sigmf_source import sigmf_source
 from .time_align import time_align

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import socket
 import ssl
@@ -18,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from localize_core.cache.settings import without_password
 from localize_core.errors import ConfigError, MissingExtraError, PublishError
 from localize_core.sinks.outbox import BATCH, CAPACITY, OutboxFixSink, SendError
+from localize_core.sinks.tls import tls_context
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 
@@ -83,8 +85,8 @@ class MqttFixSink(OutboxFixSink):
     broker keeps its sessions. While the broker is away, `capacity` fixes wait, then the oldest are dropped and counted.
     `close()` waits at most `linger_ms` for fixes to leave.
 
-    `url`: as `mqtt_address` reads it. `ca_file`: certificates (PEM) that the broker's is checked against, empty for the
-    system's. `client_id`: empty for one of its own; two with the same throw each other out.
+    `url`: as `mqtt_address` reads it. `ca_file`, `cert_file`, `key_file`: as of `tls_context`, for mqtts://.
+    `client_id`: empty for one of its own; two with the same throw each other out.
 
     Raises ConfigError for a parameter that cannot work, MissingExtraError without the extra `mqtt`.
     """
@@ -98,7 +100,9 @@ class MqttFixSink(OutboxFixSink):
         retain: bool = False,
         capacity: int = CAPACITY,
         linger_ms: int = 500,
-        ca_file: str = "",
+        ca_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         client_id: str = "",
     ) -> None:
         address = mqtt_address(url)
@@ -108,14 +112,10 @@ class MqttFixSink(OutboxFixSink):
             raise ConfigError(f"topic={topic!r}: what begins with $ is the broker's own")
         if qos not in (0, 1, 2):
             raise ConfigError(f"qos={qos}: must be 0, 1 or 2")
-        if ca_file and not address.tls:
-            raise ConfigError(
-                f"ca_file={ca_file!r}: means nothing without TLS; wanted an url that begins with mqtts://"
-            )
-        try:
-            context = ssl.create_default_context(cafile=ca_file or None) if address.tls else None
-        except OSError as error:
-            raise ConfigError(f"ca_file={ca_file!r}: {error.strerror or error}") from error
+        files = (ca_file, cert_file, key_file)
+        if any(files) and not address.tls:
+            raise ConfigError("ca_file, cert_file and key_file are for mqtts://HOST:PORT")
+        context = tls_context(*files) if address.tls else None
         _library()
         self._topic = topic
         state_topic = f"{topic}/{topic_level(station)}/state" if station else None

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from localize_core.cache.settings import CacheSettings, SimilaritySettings, without_password
+from localize_core.cache.settings import CacheSettings, SimilaritySettings, checked_redis_url, without_password
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
 from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
 from localize_core.serving.settings import ChallengerSettings, GateSettings, QueueSettings, ServingSettings
 from localize_core.simulation.scene import SceneConfig
+from localize_core.sinks.mqtt_sink import mqtt_address
 from localize_core.sinks.outbox import CAPACITY
 from localize_core.wire.endpoint import check_endpoint
 
@@ -188,6 +189,45 @@ class FileTable(_Table):
     format: Literal["jsonl", "geojson-seq"] = "jsonl"
 
 
+class RedisTable(_Table):
+    """Channel, stream and latest fix in Redis."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    prefix: str = Field("gr-localize", min_length=1, max_length=200)
+    max_len: int = Field(10_000, ge=1)
+    capacity: int = Field(CAPACITY, ge=1)
+    linger_ms: int = Field(500, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return checked_redis_url(value)
+
+
+class MqttTable(_Table):
+    """A topic at an MQTT broker, and another that says whether the station is there."""
+
+    url: str = "mqtt://127.0.0.1:1883"
+    topic: str = Field("gr-localize", min_length=1)
+    qos: Literal[0, 1, 2] = 1
+    retain: bool = False
+    capacity: int = Field(CAPACITY, ge=1)
+    linger_ms: int = Field(500, ge=0)
+    ca_file: Path | None = Field(None, description="relative to the station file, as all three")
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_id: str = ""
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            mqtt_address(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+
 class CotTable(_Table):
     """Events for TAK clients and servers."""
 
@@ -244,9 +284,11 @@ class PublishTable(_Table):
 
     zmq: list[ZmqTable] = []
     file: list[FileTable] = []
+    redis: list[RedisTable] = []
+    mqtt: list[MqttTable] = []
     cot: list[CotTable] = []
 
-    @field_validator("zmq", "file", "cot", mode="before")
+    @field_validator("zmq", "file", "redis", "mqtt", "cot", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value
@@ -357,6 +399,8 @@ _TABLES: dict[str, type[BaseModel]] = {
     "publish": PublishTable,
     "zmq": ZmqTable,
     "file": FileTable,
+    "redis": RedisTable,
+    "mqtt": MqttTable,
     "cot": CotTable,
     "control": ControlTable,
     "http": HttpTable,
@@ -414,6 +458,7 @@ def _with_absolute_paths(station: Station, folder: Path) -> Station:
     publish = station.publish.model_copy(
         update={
             "zmq": [_moved(table, folder, "curve_secret_key_file", "curve_clients") for table in station.publish.zmq],
+            "mqtt": [_moved(table, folder, "ca_file", "cert_file", "key_file") for table in station.publish.mqtt],
             "cot": [_moved(table, folder, "ca_file", "cert_file", "key_file") for table in station.publish.cot],
         }
     )

@@ -337,11 +337,14 @@ def test_tls(start_mosquitto, open_sink, make_fix, tmp_path):
     )
     subject = " -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
     subprocess.run((request + subject).split(), cwd=tmp_path, check=True, capture_output=True)
-    broker = start_mosquitto(f"certfile {tmp_path}/certificate.pem", f"keyfile {tmp_path}/key.pem")
-    url = f"mqtts://localhost:{broker.port}"
-    sink = open_sink(url, ca_file=str(tmp_path / "certificate.pem"), station="demo")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    files = (f"certfile {certificate}", f"keyfile {key}", f"cafile {certificate}", "require_certificate true")
+    url = f"mqtts://localhost:{start_mosquitto(*files).port}"
+    sink = open_sink(url, ca_file=certificate, cert_file=certificate, key_file=key, station="demo")
     sink.publish(make_fix())
     wait_for(lambda: sink.sent == 1)
+    nobody = open_sink(url, ca_file=certificate)
+    wait_for(lambda: nobody.state not in ("connected", "not connected yet"))
     stranger = open_sink(url)
     wait_for(lambda: "certificate verify failed" in stranger.state)
 
@@ -403,8 +406,9 @@ def test_addresses(url, address):
         ({"qos": 3}, "qos=3"),
         ({"capacity": 0}, "capacity=0"),
         ({"linger_ms": -1}, "linger_ms=-1"),
-        ({"ca_file": "ca.pem"}, "ca_file='ca.pem': means nothing"),
-        ({"url": "mqtts://host", "ca_file": "/nowhere/ca.pem"}, "ca_file='/nowhere/ca.pem': No such file"),
+        ({"ca_file": "ca.pem"}, "ca_file, cert_file and key_file are for mqtts://"),
+        ({"url": "mqtts://host", "ca_file": "/nowhere/ca.pem"}, "ca_file='/nowhere/ca.pem'"),
+        ({"url": "mqtts://host", "key_file": "ours.key"}, "wanted both"),
     ],
 )
 def test_bad_parameter_is_named(options, named):

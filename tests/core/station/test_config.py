@@ -183,6 +183,21 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ('[publish.file]\npath = "a"', "format", ["jsonl", "geojson-seq"], ["csv"]),
     ('[publish.file]\npath = "a"', "max_bytes", [1024], [1023]),
     ('[publish.file]\npath = "a"', "max_files", [1], [0]),
+    ("[publish.redis]", "url", ["rediss://a:b@host:6379/1"], ["http://host", "redis://h?timeout=5", 5]),
+    ("[publish.redis]", "prefix", ["site"], [""]),
+    ("[publish.redis]", "max_len", [1], [0]),
+    ("[publish.redis]", "capacity", [1], [0]),
+    ("[publish.redis]", "linger_ms", [0], [-1]),
+    ("[publish.mqtt]", "url", ["mqtts://a:b@host:8883"], ["tcp://host", "mqtt://h/x", 5]),
+    ("[publish.mqtt]", "topic", ["sites/here"], [""]),
+    ("[publish.mqtt]", "qos", [0, 1, 2], [3, -1]),
+    ("[publish.mqtt]", "retain", [True], ["maybe"]),
+    ("[publish.mqtt]", "capacity", [1], [0]),
+    ("[publish.mqtt]", "linger_ms", [0], [-1]),
+    ("[publish.mqtt]", "ca_file", ["ca.pem"], [5]),
+    ("[publish.mqtt]", "cert_file", ["ours.pem"], [5]),
+    ("[publish.mqtt]", "key_file", ["ours.key"], [5]),
+    ("[publish.mqtt]", "client_id", ["station-1"], [5]),
     ("[publish.cot]", "url", ["tls://tak.example:8089"], [5]),
     ("[publish.cot]", "cot_type", ["a-h-G"], [5]),
     ("[publish.cot]", "stale_s", [0.5], [0.0, "nan"]),
@@ -253,6 +268,8 @@ def test_every_key_has_a_range_or_a_reason():
         ("[publish]", "publish.colour"),
         ("[publish.zmq]", "publish.zmq.0.colour"),
         ("[[publish.file]]", "publish.file.0.colour"),
+        ("[publish.redis]", "publish.redis.0.colour"),
+        ("[publish.mqtt]", "publish.mqtt.0.colour"),
         ("[publish.cot]", "publish.cot.0.colour"),
         ("[scene]", "scene.colour"),
         ("[colour]", "colour"),
@@ -273,6 +290,13 @@ def test_passwords_are_not_repeated():
         parse(with_table("[cache]", 'redis = "redis://station:hunter2@host/zero"'))
     assert "hunter2" not in str(raised.value)
     assert "redis://station:…@host/zero" in str(raised.value)
+
+
+@pytest.mark.parametrize("sink", ["redis", "mqtt"])
+def test_passwords_of_sinks_are_not_repeated(sink):
+    with pytest.raises(ConfigError, match=rf"publish\.{sink}\.0\.url") as raised:
+        parse(with_table(f"[publish.{sink}]", f'url = "{sink}://station:hunter2@host/zero"'))
+    assert "hunter2" not in str(raised.value)
 
 
 def test_receivers_without_a_source_are_for_flowgraphs():
@@ -380,6 +404,8 @@ def test_keys_and_certificates_lie_beside_the_station_file():
     zmq = 'zmq = { curve_secret_key_file = "server.key_secret", curve_clients = "/etc/clients" }'
     cot = 'cot = { url = "tls://tak.example:8089", ca_file = "ca.pem", cert_file = "ours.pem", key_file = "ours.key" }'
     publish = parse(f"{MINIMAL}[publish]\n{zmq}\n{cot}\n").publish
+    mqtt = parse(f'{MINIMAL}[publish]\nmqtt = {{ url = "mqtts://h", ca_file = "ca.pem" }}\n').publish.mqtt[0]
+    assert (mqtt.ca_file, mqtt.cert_file) == (Path("/somewhere/ca.pem"), None)
     assert publish.zmq[0].curve_secret_key_file == Path("/somewhere/server.key_secret")
     assert publish.zmq[0].curve_clients == Path("/etc/clients")
     table = publish.cot[0]
