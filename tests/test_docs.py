@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from gnuradio import gr, localize
 from gnuradio.localize import tags
+from localize_core.client import subscribe
 from localize_core.simulation.scene import SceneConfig
-from localize_core.types.fix import REASONS
+from localize_core.sinks.zmq_sink import ZmqFixSink
+from localize_core.types.fix import REASONS, Fix
 from localize_core.wire.fix_json import fix_from_json
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -75,3 +80,46 @@ def test_the_example_of_a_request_runs(blocks_page: str, tmp_path: Path) -> None
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.fixture
+def publisher(make_fix: Callable[..., Fix]) -> Iterator[str]:
+    """An endpoint at which fixes are published until the test ends."""
+    sink = ZmqFixSink("tcp://127.0.0.1:*", linger_ms=0)
+    sink.open()
+    done = threading.Event()
+
+    def publish() -> None:
+        for sequence in itertools.count():
+            if done.wait(0.01):
+                return
+            sink.publish(make_fix(sequence=sequence))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    yield str(sink.bound_endpoint)
+    done.set()
+    thread.join()
+    sink.close()
+
+
+CLIENTS = re.findall(r"```python\n(.*?)```", (DOCS / "clients.md").read_text(encoding="utf-8"), re.DOTALL)
+PRINTED = (r"demo 45\.123 7\.456 ±110 m", r"2026-01-02 03:04:05\.678901\+00:00 ok", r"\{'latitude': 45\.123, .*")
+
+
+@pytest.mark.parametrize(("program", "printed"), [*zip(CLIENTS, PRINTED, strict=True)])
+def test_the_examples_of_clients_run(program: str, printed: str, publisher: str) -> None:
+    assert "tcp://127.0.0.1:5555" in program
+    program = program.replace("tcp://127.0.0.1:5555", publisher)
+    with subprocess.Popen([sys.executable, "-u", "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.kill()
+    assert re.fullmatch(printed, line.strip()), line
+
+
+def test_the_options_of_subscribe_are_described() -> None:
+    page = (DOCS / "clients.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert names >= {*inspect.signature(subscribe).parameters} - {"url"}

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -18,6 +19,7 @@ import sys
 import termios
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import zmq
@@ -31,6 +33,7 @@ from localize_core.wire.fix_json import fix_from_json, fix_to_json
 from localize_core.wire.text import fix_line
 from rich.console import Console
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "subscriber.py"
 COMMAND = [sys.executable, "-m", "localize_apps.main", "subscribe"]
 
 
@@ -55,9 +58,7 @@ def station(make_fix):
         for number in itertools.count():
             if done.wait(0.001):
                 return
-            sink.publish(
-                make_fix(sequence=2 * number, reason="silence") if number % 2 else make_fix(sequence=2 * number)
-            )
+            sink.publish(make_fix(sequence=number, **({"reason": "silence"} if number % 2 else {})))
 
     thread = threading.Thread(target=publish)
     thread.start()
@@ -164,6 +165,17 @@ class ZmqSource:
     def send(self, *fixes):
         for fix in fixes:
             self.socket.send_multipart([b"fix", fix_to_json(fix).encode()])
+
+
+def test_the_example_prints_fixes_and_at_the_end_what_was_missing(station, make_fix):
+    command = [sys.executable, EXAMPLE, station]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline().rstrip() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stdout.read().splitlines()
+        assert process.wait(20) == 0
+    assert set(lines) == {fix_line(make_fix()), fix_line(make_fix(reason="silence"))}
+    assert re.fullmatch(r"\d+ fixes, 0 missed, 0 of those dropped by stations", last)
 
 
 def test_the_station_that_is_asked_for(make_fix, capsys):
