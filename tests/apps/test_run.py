@@ -25,6 +25,7 @@ from localize_core.errors import EngineError, PublishError
 from localize_core.geodesy import GEOD
 from localize_core.resources import shared_file
 from localize_core.simulation.scene import Scene
+from localize_core.sinks.cot_sink import DECLARATION
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.station.config import Station, load_station, parse_station
 from localize_core.types.fix import Fix
@@ -174,9 +175,30 @@ def test_sinks_of_several_kinds(folder):
         fixes: list[Fix] = []
         result = run_station(load_station("station.toml"), on_fix=fixes.append, duration_s=0.35)
         assert (result.failure, len(fixes)) == (None, 3)
-        assert [receiver.recv(65536).decode() for _ in fixes] == [fix_to_cot(fix, stale_s=5.0) for fix in fixes]
+        events = [receiver.recv(65536).removeprefix(DECLARATION).decode() for _ in fixes]
+        assert events == [fix_to_cot(fix, stale_s=5.0) for fix in fixes]
     records = (folder / "fixes.geojsons").read_bytes().split(b"\x1e")[1:]
     assert [json.loads(record) for record in records] == [fix_to_geojson(fix) for fix in fixes]
+
+
+def test_redis_and_mqtt(folder, start_redis, start_mosquitto):
+    redis = pytest.importorskip("redis")
+    server, broker = start_redis(), start_mosquitto()
+    sinks = f'redis = {{ url = "{server.url}", max_len = 50 }}\nmqtt = {{ url = "{broker.url}", retain = true }}'
+    write(folder, 'file = { path = "fixes.jsonl" }', sinks)
+    fixes: list[Fix] = []
+    result = run_station(load_station("station.toml"), on_fix=fixes.append, duration_s=0.35)
+    assert (result.failure, len(fixes)) == (None, 3)
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        kept = [fix_from_json(entry["fix"]) for _, entry in client.xrange("gr-localize:stream:one")]
+    assert kept == fixes
+    subscribe = pytest.importorskip("paho.mqtt.subscribe")
+    retained = subscribe.simple(
+        ["gr-localize/one/fix", "gr-localize/one/state"], msg_count=2, hostname="127.0.0.1", port=broker.port
+    )
+    by_topic = {message.topic: message.payload.decode() for message in retained}
+    assert fix_from_json(by_topic["gr-localize/one/fix"]) == fixes[-1]
+    assert by_topic["gr-localize/one/state"] == "offline"
 
 
 def test_a_sink_whose_endpoint_is_in_use(folder):

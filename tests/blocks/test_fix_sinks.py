@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import zmq
 from gnuradio import blocks, gr, localize
 from gnuradio.localize.pmt_codec import fix_to_pmt
 from localize_core.errors import ConfigError, PublishError
+from localize_core.sinks.cot_sink import DECLARATION
 from localize_core.wire.cot import fix_to_cot
 from localize_core.wire.fix_json import fix_from_json
 
@@ -134,7 +136,7 @@ def test_tak_clients_receive_events(make_fix):
         receiver.settimeout(WAIT_S)
         sink = localize.cot_fix_sink(f"udp://127.0.0.1:{receiver.getsockname()[1]}", linger_ms=10_000)
         flowgraph([fix_to_pmt(make_fix(reason="silence")), fix_to_pmt(make_fix())], sink).run()
-        assert receiver.recv(65536).decode() == fix_to_cot(make_fix())
+        assert receiver.recv(65536) == DECLARATION + fix_to_cot(make_fix()).encode()
     assert (sink.sent, sink.skipped, sink.dropped, sink.failure) == (2, 1, 0, None)
 
 
@@ -163,12 +165,57 @@ def test_a_sink_that_cannot_open_says_so_and_drops(make_fix, tmp_path, capfd):
         assert (sink.sent, sink.dropped) == (0, 2)
 
 
+class waiting_source(message_source):
+    """Posts its messages when `go` is set."""
+
+    def __init__(self, messages):
+        message_source.__init__(self, messages)
+        self.go = threading.Event()
+
+    def work(self, input_items, output_items):
+        assert self.go.wait(WAIT_S)
+        return message_source.work(self, input_items, output_items)
+
+
+def test_a_redis_that_hangs_holds_up_no_other_sink(start_redis, make_fix, tmp_path):
+    server = start_redis()
+    redis_sink = localize.redis_fix_sink(server.url, capacity=100, linger_ms=0)
+    file_sink, zmq_sink = localize.file_fix_sink(str(tmp_path / "fixes.jsonl")), localize.zmq_fix_sink("tcp://*:*")
+    messages = [fix_to_pmt(make_fix(sequence=n)) for n in range(400)]
+    graph = flowgraph(messages, redis_sink, file_sink, zmq_sink, source_class=waiting_source)
+    graph.start()
+    wait_for(lambda: redis_sink.state == "connected")
+    server.hang()
+    graph.python_blocks[0].go.set()
+    graph.wait()
+    assert sequences(tmp_path / "fixes.jsonl") == [*range(400)]
+    assert (file_sink.sent, zmq_sink.sent, zmq_sink.dropped) == (400, 400, 0)
+    assert (redis_sink.sent, redis_sink.dropped, redis_sink.backlog, redis_sink.failure) == (0, 400, 0, None)
+
+
+def test_redis_and_mqtt_have_all_fixes_at_the_end(start_redis, start_mosquitto, make_fix):
+    redis = pytest.importorskip("redis")
+    server, broker = start_redis(), start_mosquitto()
+    sinks = localize.redis_fix_sink(server.url, "here"), localize.mqtt_fix_sink(broker.url, station="demo", qos=2)
+    graph = flowgraph([fix_to_pmt(make_fix(sequence=n)) for n in range(100)], *sinks, source_class=waiting_source)
+    graph.start()
+    wait_for(lambda: [sink.state for sink in sinks] == ["connected"] * 2)
+    graph.python_blocks[0].go.set()
+    graph.wait()
+    assert [(sink.sent, sink.dropped, sink.failure, sink.state) for sink in sinks] == [(100, 0, None, "closed")] * 2
+    with redis.Redis.from_url(server.url) as client:
+        entries = client.xrange("here:stream:demo")
+    assert [fix_from_json(fields[b"fix"]).sequence for _, fields in entries] == [*range(100)]
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: localize.zmq_fix_sink("nowhere"),
         lambda: localize.zmq_fix_sink(high_water_mark=0),
         lambda: localize.file_fix_sink("fixes.jsonl", max_bytes=0),
+        lambda: localize.redis_fix_sink("nowhere"),
+        lambda: localize.mqtt_fix_sink("nowhere"),
         lambda: localize.cot_fix_sink("nowhere"),
     ],
 )
