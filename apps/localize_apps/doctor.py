@@ -39,7 +39,7 @@ REQUIRED = {
 EXTRAS = {
     "client": {"httpx": "0.27", "httpx-sse": "0.4.1", "paho-mqtt": "2", "redis": "5"},
     "fast": {"numba": "0.57", "pyfftw": "0.13"},
-    "metrics": {"prometheus-client": "0.17"},
+    "metrics": {"prometheus-client": "0.20"},
     "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
     "mqtt": {"paho-mqtt": "2"},
     "plot": {"matplotlib": "3.5"},
@@ -49,7 +49,7 @@ EXTRAS = {
         "fastapi": "0.110",
         "httptools": "0.6",
         "msgspec": "0.18",
-        "prometheus-client": "0.17",
+        "prometheus-client": "0.20",
         "pysimdjson": "6",
         "sse-starlette": "2",
         "uvicorn": "0.27",
