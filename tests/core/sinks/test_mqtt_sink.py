@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -58,50 +57,6 @@ class Listener:
         self.client.loop_stop()
 
 
-class Proxy:
-    """A way to the broker that can lose what the broker answers: `cut_at` counts down, and at 0 the connection ends
-    instead, and so do the two next ones as soon as they begin.
-    """
-
-    def __init__(self, port):
-        self._port = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"mqtt://127.0.0.1:{self._server.getsockname()[1]}"
-        self.cut_at = 0
-        self.cuts = self._refusals = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                if self._refusals:
-                    self._refusals -= 1
-                    client.close()
-                    continue
-                server = socket.create_connection(("127.0.0.1", self._port))
-                for ends in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
-
-    def _pass_on(self, source, sink, answers):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if answers and self.cut_at:
-                    self.cut_at -= 1
-                    if not self.cut_at:
-                        self.cuts += 1
-                        self._refusals = 2
-                        break
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def stop(self):
-        self._server.close()
-
-
 @pytest.fixture
 def open_sink():
     sinks = []
@@ -127,19 +82,6 @@ def listen():
     yield start
     for listener in listeners:
         listener.stop()
-
-
-@pytest.fixture
-def start_proxy():
-    proxies = []
-
-    def start(port):
-        proxies.append(Proxy(port))
-        return proxies[-1]
-
-    yield start
-    for proxy in proxies:
-        proxy.stop()
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
@@ -248,8 +190,8 @@ def test_acknowledgements_get_lost(start_mosquitto, open_sink, listen, start_pro
     monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(outbox, "LAST_PAUSE_S", 0.02)
     broker = start_mosquitto()
-    proxy, listener = start_proxy(broker.port), listen(broker.port)
-    sink = open_sink(proxy.url, qos=qos)
+    proxy, listener = start_proxy(broker.port, refusals=2), listen(broker.port)
+    sink = open_sink(f"mqtt://127.0.0.1:{proxy.port}", qos=qos)
     for sequence in range(150):
         if sequence % 10 == 5:
             wait_for(lambda: sink.backlog == 0)
@@ -359,8 +301,9 @@ def test_what_has_no_broker_at_its_port(open_sink, make_fix):
     assert (sink.sent, sink.dropped) == (0, 1)
 
 
-def test_something_else_at_its_port(start_redis, open_sink):
+def test_something_else_at_its_port(start_redis, open_sink, monkeypatch):
     """It never says what a broker would."""
+    monkeypatch.setattr(mqtt_sink, "CONNECT_S", 0.3)
     sink = open_sink(f"mqtt://127.0.0.1:{start_redis().port}")
     wait_for(lambda: sink.state not in ("connected", "not connected yet"))
 

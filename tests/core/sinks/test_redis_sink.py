@@ -95,42 +95,6 @@ class Listener(threading.Thread):
         self.join()
 
 
-class Proxy:
-    """A way to the server that can lose what the server answers: with `cut`, the connection ends instead, once."""
-
-    def __init__(self, port):
-        self._port = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
-        self.cut = threading.Event()
-        self.cuts = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                server = socket.create_connection(("127.0.0.1", self._port))
-                for ends in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
-
-    def _pass_on(self, source, sink, answers):
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if answers and self.cut.is_set():
-                    self.cut.clear()
-                    self.cuts += 1
-                    break
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-
-    def stop(self):
-        self._server.close()
-
-
 @pytest.fixture
 def listen():
     listeners = []
@@ -142,19 +106,6 @@ def listen():
     yield start
     for listener in listeners:
         listener.stop()
-
-
-@pytest.fixture
-def start_proxy():
-    proxies = []
-
-    def start(port):
-        proxies.append(Proxy(port))
-        return proxies[-1]
-
-    yield start
-    for proxy in proxies:
-        proxy.stop()
 
 
 def test_told_kept_and_at_hand(start_redis, open_sink, connect, listen, make_fix):
@@ -246,10 +197,10 @@ def test_an_answer_that_gets_lost_is_no_reason_to_publish_twice(
     server = start_redis()
     proxy = start_proxy(server.port)
     client, listener = connect(server.url), listen(server.url)
-    sink = open_sink(proxy.url)
+    sink = open_sink(f"redis://127.0.0.1:{proxy.port}/0")
     for sequence in range(200):
         if sequence % 20 == 10:
-            proxy.cut.set()
+            proxy.cut_at = 1
         sink.publish(make_fix(sequence=sequence))
         if sequence % 7 == 0:
             wait_for(lambda: sink.backlog == 0)
