@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import socket
-import ssl
 from typing import Any, ClassVar
 
 from localize_core.client.link import (
@@ -66,7 +65,7 @@ class HttpLink(Link):
         self._headers = {"Accept-Encoding": "identity"}  # compression would hold back what is small
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._tls: ssl.SSLContext | bool = tls_context(ca_file) if parts.scheme == "https" else False
+        self._tls = tls_context(ca_file)  # without TLS as well: a proxy may have it
         self._history, self._cursor = history, since
         self._socket: socket.socket | None = None
 

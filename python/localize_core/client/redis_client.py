@@ -18,6 +18,7 @@ from localize_core.client.link import (
     RefusedError,
     Session,
     Status,
+    tls_context,
     without_credentials,
 )
 from localize_core.errors import ConfigError, MissingExtraError
@@ -27,6 +28,8 @@ BATCH = 100
 LOOK_S = 5.0
 """New stations are looked for so often."""
 
+_Entry = tuple[bytes, dict[bytes, bytes]]
+"""The id of a stream's entry, and its fields."""
 _ID = re.compile(r"\d+-\d+")
 _GLOB = re.compile(r"([*?\[\]\\])")
 
@@ -64,9 +67,12 @@ class RedisLink(Link):
             raise ConfigError(f"url={without_credentials(url)!r}: {error}") from error
         super().__init__(url)
         self._redis = _library()
-        self._options: dict[str, Any] = {} if ca_file is None else {"ssl_ca_certs": os.fspath(ca_file)}
-        if ca_file is not None and not url.startswith("rediss:"):
-            raise ConfigError("ca_file: wanted a rediss:// address")
+        self._options: dict[str, Any] = {}
+        if ca_file is not None:
+            if not url.startswith("rediss:"):
+                raise ConfigError("ca_file: wanted a rediss:// address")
+            tls_context(ca_file)  # the client would find out at each connection that the file is none
+            self._options["ssl_ca_certs"] = os.fspath(ca_file)
         self._url, self._history, self._prefix, self._station = url, history, prefix, station
         self._last: dict[bytes, bytes] = {}
         """Each stream's key, and the id of its last entry that was read."""
@@ -80,13 +86,7 @@ class RedisLink(Link):
         client = self._client()
         try:
             yield from self._follow(client)
-        except (errors.AuthenticationError, errors.AuthorizationError) as error:
-            raise RefusedError(str(error)) from error
-        except errors.BusyLoadingError as error:
-            raise LinkError(str(error)) from error
-        except errors.ConnectionError as error:
-            raise LinkError(str(error)) from error
-        except errors.ResponseError as error:  # NOPERM, WRONGTYPE, unknown command
+        except (errors.AuthenticationError, errors.AuthorizationError, errors.ResponseError) as error:
             raise RefusedError(str(error)) from error
         except (errors.RedisError, OSError) as error:
             raise LinkError(str(error) or type(error).__name__) from error
@@ -104,28 +104,32 @@ class RedisLink(Link):
         )
 
     def _follow(self, client: Any) -> Session:
-        client.ping()
         if self._station is None:
             yield from self._discover(client)
         elif not self._started:
             yield from self._begin(client, self._key(self._station))
         self._started = True
+        answer = self._read(client, wait=False)
         yield Status(True)
         look_s = time.monotonic() + LOOK_S
         while True:
-            if self._station is None and time.monotonic() > look_s:
-                yield from self._discover(client)
-                look_s = time.monotonic() + LOOK_S
-            if not self._last:
-                client.ping()
-                time.sleep(POLL_S)
-                yield None
-                continue
-            answer = client.xread(self._last, count=BATCH, block=int(1000.0 * POLL_S))
-            for key, entries in answer or ():
+            for key, entries in answer:
                 yield from self._messages(key, entries)
             if not answer:
                 yield None
+            if self._station is None and time.monotonic() > look_s:
+                yield from self._discover(client)
+                look_s = time.monotonic() + LOOK_S
+            answer = self._read(client, wait=True)
+
+    def _read(self, client: Any, *, wait: bool) -> list[tuple[bytes, list[_Entry]]]:
+        """What came after the last entries; with `wait`, at most POLL_S later."""
+        if self._last:
+            return client.xread(self._last, count=BATCH, block=int(1000.0 * POLL_S) if wait else None) or []
+        client.ping()
+        if wait:
+            time.sleep(POLL_S)
+        return []
 
     def _discover(self, client: Any) -> Iterator[Message]:
         pattern = _GLOB.sub(r"\\\1", f"{self._prefix}:stream:") + "*"
@@ -143,7 +147,7 @@ class RedisLink(Link):
         if self._history:
             yield from self._messages(key, entries)
 
-    def _messages(self, key: bytes, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> Iterator[Message]:
+    def _messages(self, key: bytes, entries: list[_Entry]) -> Iterator[Message]:
         for entry, fields in entries:
             self._last[key] = entry
             yield Message(fields.get(b"fix", b""), entry.decode())

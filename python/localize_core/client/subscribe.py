@@ -19,6 +19,8 @@ SCHEMES = {
     "https": "https://HOST:PORT",
 }
 """What an address may begin with, and what it looks like."""
+OPTIONS_OF_ALL = {"station", "high_water_mark"}
+"""These mean something also where the connection has no use for them."""
 
 
 def subscribe(
@@ -73,9 +75,7 @@ def subscribe(
         "curve_secret_key_file": curve_secret_key_file,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if unknown := sorted(
-        given.keys() - kind.OPTIONS - {"station", "high_water_mark"}
-    ):  # a subscriber minds these itself
+    if unknown := sorted(given.keys() - kind.OPTIONS - OPTIONS_OF_ALL):
         raise ConfigError(f"{', '.join(unknown)}: cannot be had with {scheme}://")
     link = kind(url, **{name: value for name, value in given.items() if name in kind.OPTIONS})
     return FixSubscriber(link, station=station, timeout_s=timeout_s, high_water_mark=high_water_mark, on_state=on_state)

@@ -47,7 +47,7 @@ class ZmqLink(Link):
         elif curve_server_key_file is not None or curve_secret_key_file is not None:
             raise ConfigError("curve_server_key_file, curve_secret_key_file: wanted both or neither")
         super().__init__(url)
-        self._topic, self._high_water_mark = topic, high_water_mark
+        self._url, self._topic, self._high_water_mark = url, topic, high_water_mark
 
     def session(self) -> Session:
         context = zmq.Context()
@@ -82,7 +82,7 @@ class ZmqLink(Link):
             be_client(socket, server_key=self._server_key, secret_key=self._secret_key)
         socket.subscribe(self._topic)
         try:
-            socket.connect(self.name)
+            socket.connect(self._url)
         except zmq.ZMQError as error:
             raise RefusedError(f"cannot connect: {error.strerror}") from error
 

@@ -219,6 +219,8 @@ def test_an_error_in_the_state_callback_is_logged_and_fixes_go_on(publisher, mak
         ("mqtt://127.0.0.1:70000", {}, "wanted mqtt://HOST:PORT"),
         ("mqtt://me:hush@127.0.0.1/topic", {}, "wanted mqtt://HOST:PORT"),
         ("mqtt://127.0.0.1", {"ca_file": "x"}, "mqtts://"),
+        ("rediss://127.0.0.1", {"ca_file": "/no/such/file"}, "ca_file='/no/such/file'"),
+        ("https://127.0.0.1", {"ca_file": "/dev/null"}, "ca_file='/dev/null'"),
         ("mqtts://127.0.0.1", {"ca_file": "/no/such/file"}, "ca_file='/no/such/file'"),
         ("http://127.0.0.1:1", {"history": -1}, "history=-1"),
         ("http://127.0.0.1:1", {"since": "x"}, "since='x'"),

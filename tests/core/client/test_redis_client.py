@@ -123,6 +123,19 @@ def test_a_wrong_password_is_an_error_at_once(start_redis):
         next(fixes)
 
 
+def test_a_user_who_may_only_read_is_enough(server, publish, make_fix):
+    publish(make_fix())
+    url = server.url.replace("redis://", "redis://reader:hush@")
+    with redis.Redis.from_url(server.url) as client:
+        allowed = ("+ping", "+scan", "+xread", "+xrevrange")
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">hush", "~gr-localize:*", *allowed)
+        with subscribe(url, history=1, timeout_s=LIMIT_S) as fixes:
+            assert next(fixes) == make_fix()
+        client.execute_command("ACL", "SETUSER", "reader", "-xread")
+        with subscribe(url) as fixes, pytest.raises(SubscribeError, match="xread"):
+            next(fixes)
+
+
 def test_a_key_of_another_type_is_an_error_at_once(server):
     with redis.Redis.from_url(server.url) as client:
         client.set("gr-localize:stream:demo", "1")

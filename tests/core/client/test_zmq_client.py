@@ -90,7 +90,7 @@ def test_a_public_key_is_no_secret_one(keys):
 
 
 def test_topics_begin_as_asked_for_over_a_socket_in_the_file_system(tmp_path, make_fix, wait_for):
-    url = f"ipc://{tmp_path}/fixes"
+    url = f"ipc://{tmp_path}/me@fixes"
     with (
         zmq.Context() as context,
         context.socket(zmq.XPUB) as publisher,
