@@ -3,6 +3,7 @@ measured is publishing, and decoding every fix a hundred times would be most of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -88,7 +89,8 @@ def main() -> None:
                         break
             else:
                 listening, count = connections[ready]
-                while (message := listening.get_message(timeout=0.0)) is not None:
-                    count.add(message["data"])
+                with contextlib.suppress(redis.TimeoutError):  # half a message is there, and is kept
+                    while (message := listening.get_message(timeout=0.0)) is not None:
+                        count.add(message["data"])
     print(json.dumps([count.as_dict() for count in counts]))
     context.destroy(linger=0)
