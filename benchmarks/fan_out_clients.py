@@ -18,7 +18,7 @@ import redis
 import zmq
 
 WANTED = re.compile(rb'"sequence":(\d+).*?"timestamp":"([^"]+)Z"')
-QUIET_S = 1.0
+QUIET_S = 3.0
 """Nothing for so long after the end means that nothing more comes."""
 PACE = 16
 """Of one in so many fixes the time is taken."""
