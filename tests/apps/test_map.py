@@ -331,12 +331,12 @@ def test_modules_are_loaded_at_once() -> None:
     assert set(re.findall(r'<link rel="modulepreload" href="([^"]*)">', page)) == modules - {"static/map.js"}
 
 
-def test_words_for_reasons_and_flags_are_all_there(pages, desktop, serve) -> None:
-    page = pages.open(desktop, serve(Service()).url)
-    words = page.evaluate(
-        "async () => { const { REASONS, FLAGS } = await import('/static/format.js'); return [REASONS, FLAGS]; }"
-    )
-    assert [set(each) for each in words] == [set(REASONS), set(RECEIVER_FLAGS)]
+def test_words_for_reasons_and_flags_are_all_there() -> None:
+    text = (STATIC / "format.js").read_text(encoding="utf-8")
+    for name, wanted in (("REASONS", REASONS), ("FLAGS", RECEIVER_FLAGS)):
+        block = re.search(rf"^export const {name} = {{\n(.*?)^}};", text, re.MULTILINE | re.DOTALL)
+        assert block is not None
+        assert set(re.findall(r'^  (\w+): ".+",$', block[1], re.MULTILINE)) == set(wanted)
 
 
 def test_it_comes_back_after_the_server_was_started_again(pages, desktop, serve, fix_at) -> None:
@@ -359,6 +359,20 @@ def test_it_comes_back_after_the_server_was_started_again(pages, desktop, serve,
     assert not page.evaluate("() => localizeMap.view().outdated")
     assert page.evaluate("() => localizeMap.view().kept") == 6
     assert page.locator("#announcer").inner_text() == "the server was started again"
+
+
+def test_a_token_opens_the_page_and_is_missed_when_it_is_gone(pages, desktop, serve, fix_at) -> None:
+    pages.expected = (REFUSED, "ERR_INCOMPLETE_CHUNKED_ENCODING", "401")
+    service = Service()
+    service.publish(fix_at(1))
+    server = serve(service, token="0123456789abcdef")
+    page = pages.open(desktop, f"{server.url}?token=0123456789abcdef")
+    wait_for_fix(page, 1)
+    assert "token" not in page.url
+    desktop.clear_cookies()
+    server.stop()
+    serve(service, token="fedcba9876543210", port=server.port)
+    page.locator("#notice").get_by_text("The server wants a token: open the page as /?token=…").wait_for()
 
 
 def test_what_was_missed_is_counted(pages, desktop, serve, fix_at) -> None:
@@ -432,11 +446,11 @@ def test_the_past_can_be_looked_at(pages, desktop, serve, fix_at) -> None:
     assert not page.evaluate("() => localizeMap.view().paused")
 
 
-@pytest.fixture(scope="module")
-def located(tmp_path_factory) -> Iterator[tuple[Service, Request]]:
+@pytest.fixture
+def located(tmp_path) -> Iterator[tuple[Service, Request]]:
     """The example of four receivers as a service, its compiled model ready to answer a request of what they hear."""
     station = load_station(shared_file(Path("examples/four_receivers.toml")))
-    path = tmp_path_factory.mktemp("model") / "compiled.onnx"
+    path = tmp_path / "compiled.onnx"
     plan = plan_station(station)
     compile_model(plan.spec, path)
     engine = Engine(ServingSettings(uri=str(path), poll_s=0.0), station=station.station.name)
@@ -483,10 +497,21 @@ def test_the_likelihood_lies_where_the_emitter_is(pages, desktop, serve, located
     )
     assert brightest["lat"] == pytest.approx(fix.position.latitude, abs=(area["north"] - area["south"]) / 48)
     assert brightest["lng"] == pytest.approx(fix.position.longitude, abs=(area["east"] - area["west"]) / 48)
-    page.get_by_text("Smallest region that holds").wait_for()
+    legend = page.get_by_text("Smallest region that holds")
+    legend.wait_for()
+    page.get_by_role("button", name="Pause").click()
+    legend.wait_for(state="hidden")  # it says nothing of the past
+    page.get_by_role("button", name="Go live").click()
+    legend.wait_for()
     button.click()
-    wait(page, "() => localizeMap.view().heat === null")
+    assert page.evaluate("() => localizeMap.view().heat") is None
     assert page.locator("canvas.heat").count() == 0
+
+    button.click()
+    page.locator("canvas.heat").wait_for()
+    service.engine.close()
+    button.wait_for(state="hidden")
+    assert page.evaluate("() => localizeMap.view().heat") is None
 
 
 def test_shares_of_probability(pages, desktop, serve) -> None:
@@ -514,28 +539,32 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark(pages, desktop, serve, scheme) -> None:
-    page = pages.open(desktop, serve(Service()).url, before=lambda page: page.emulate_media(color_scheme=scheme))
+def test_light_and_dark(pages, desktop, serve) -> None:
+    page = pages.open(desktop, serve(Service()).url)
+    wait(page, "() => window.localizeMap")
     read = "() => document.documentElement.dataset.theme"
-    assert page.evaluate(read) == scheme
-    colour = lambda name: page.evaluate(  # noqa: E731
-        "name => getComputedStyle(document.documentElement).getPropertyValue(name).trim()", f"--{name}"
-    )
-    for ink in ("ink", "muted", "accent", "good", "bad"):
-        assert contrast(colour(ink), colour("panel")) >= 4.5, ink
-        assert contrast(colour(ink), colour("ground")) >= 4.5, ink
-    assert contrast(colour("ink"), colour("control")) >= 4.5
-    assert contrast(colour("accent-ink"), colour("accent")) >= 4.5
-    emitters = page.evaluate("async () => (await import('/static/palette.js')).COLOURS")
-    assert min(contrast(emitter, colour("ground")) for emitter in emitters) >= 3.0
+    colours = page.evaluate("async () => (await import('/static/palette.js')).COLOURS")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        wait(page, "scheme => document.documentElement.dataset.theme === scheme", scheme)
+        value = {
+            name: page.evaluate(
+                "name => getComputedStyle(document.documentElement).getPropertyValue(name)", f"--{name}"
+            )
+            for name in ("ink", "muted", "accent", "accent-ink", "good", "bad", "panel", "ground", "control")
+        }
+        for ink in ("ink", "muted", "accent", "good", "bad"):
+            assert contrast(value[ink], value["panel"]) >= 4.5, ink
+            assert contrast(value[ink], value["ground"]) >= 4.5, ink
+        assert contrast(value["ink"], value["control"]) >= 4.5
+        assert contrast(value["accent-ink"], value["accent"]) >= 4.5
+        assert min(contrast(colour, value["ground"]) for colour in colours) >= 3.0
 
-    other = {"light": "dark", "dark": "light"}[scheme]
-    page.get_by_role("button", name=other.capitalize()).click()
-    assert page.evaluate(read) == other
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate(read) == "dark"
     page.reload()
     wait(page, "() => window.localizeMap")
-    assert page.evaluate(read) == other
+    assert page.evaluate(read) == "dark"
 
 
 def test_on_a_phone_the_panel_is_a_sheet(pages, phone, serve, fix_at) -> None:

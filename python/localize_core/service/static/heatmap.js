@@ -16,7 +16,7 @@ export function shade(share) {
   const at = (1 - share) * (VIRIDIS.length - 1);
   const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
   const mixed = VIRIDIS[low].map((value, k) => value + (at - low) * (VIRIDIS[low + 1][k] - value));
-  return [...mixed, 255 * (0.1 + 0.65 * Math.min(1, 4 * (1 - share)))];
+  return [...mixed, 255 * (0.05 + 0.7 * Math.min(1, 4 * (1 - share)))];
 }
 
 /**

@@ -158,6 +158,7 @@ function onStations(list) {
     colourOf(station); // before the fixes, whose order changes
   }
   legend.setStations(list);
+  if (heat.station !== null && !stations.get(heat.station)?.likelihood) heat.show(null);
   if (fitWanted) fit();
   requestDraw();
 }
