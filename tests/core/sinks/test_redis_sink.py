@@ -22,7 +22,7 @@ from localize_core.wire.fix_json import fix_from_json, fix_to_json
 redis = pytest.importorskip("redis")
 
 WAIT_S = 30.0
-OUTAGE_S = float(os.environ.get("GR_LOCALIZE_OUTAGE_S", "1"))
+OUTAGE_S = float(os.environ.get("GR_LOCALIZE_OUTAGE_S", "0.5"))
 """How long Redis is away in the test of that; 30 for the long form."""
 DURABLE = ("--appendonly", "yes")
 
@@ -162,7 +162,7 @@ def test_redis_dies_and_comes_back(start_redis, open_sink, connect, listen, make
     producer = threading.Thread(target=produce)
     producer.start()
     try:
-        wait_for(lambda: sink.sent > 50)
+        wait_for(lambda: sink.sent > 30)
         os.kill(server.pid, 9)
         server.stop()
         listener.listens.clear()
@@ -175,7 +175,7 @@ def test_redis_dies_and_comes_back(start_redis, open_sink, connect, listen, make
         assert listener.listens.wait(WAIT_S)
         wait_for(lambda: sink.backlog < 5)
         back = count
-        wait_for(lambda: count > back + 50)
+        wait_for(lambda: count > back + 30)
     finally:
         ends.set()
         producer.join()
