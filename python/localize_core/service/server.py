@@ -33,6 +33,8 @@ class HttpServer:
         self.settings.check()
         try:
             import fastapi  # noqa: F401
+            import msgspec  # noqa: F401
+            import simdjson  # noqa: F401
             import uvicorn  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("serving over HTTP", "serve") from error
