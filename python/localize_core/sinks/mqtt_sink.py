@@ -195,6 +195,7 @@ class _MqttTransport:
     def connect(self) -> None:
         self._owner = threading.get_ident()
         self._welcome, self._said = False, None
+        self._airborne()
         if self._qos == 0:  # the client sends none of these again
             for flight in self._flights:
                 flight.mid = None
