@@ -261,7 +261,10 @@ def read_features(raw: memoryview, field: str = "features") -> np.ndarray:
         if values is not None and len(values) == len(marks) - 1:
             return _single(values, field)
     _check_slow(raw, field, "[x, …]")
-    return _single(np.array(_named(_numbers, raw, field)), field)
+    found = _named(_numbers, raw, field)
+    if not found:
+        raise ApiError(422, f"{field}: empty", field=field)
+    return _single(np.array(found), field)
 
 
 def _flat(raw: memoryview) -> np.ndarray | None:

@@ -130,7 +130,9 @@ def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIR
             raise ApiError(404, "there was no fix yet", code="no_fix_yet", field="station", received=station)
         return Response(entry.json, media_type="application/json")
 
-    @router.get("/fixes.geojson", response_class=Response, responses=_file("application/geo+json") | errors(422))
+    @router.get(
+        "/fixes.geojson", response_class=Response, responses=_file("application/geo+json", "object") | errors(422)
+    )
     def geojson(limit: Limit = 100, station: StationName = None) -> Response:
         """The last fixes as a GeoJSON FeatureCollection, newest first."""
         from localize_core.wire.geojson import feature_collection
@@ -186,9 +188,9 @@ def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIR
     return router
 
 
-def _file(media_type: str) -> dict[int | str, dict[str, object]]:
-    """How the schema names an answer that is no JSON."""
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+def _file(media_type: str, kind: str = "string") -> dict[int | str, dict[str, object]]:
+    """How the description names an answer of another media type than JSON."""
+    return {200: {"content": {media_type: {"schema": {"type": kind}}}}}
 
 
 def _resumed(history: FixHistory, last_event_id: str | None, wanted: int) -> int:
