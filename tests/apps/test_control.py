@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,12 +51,19 @@ WAIT_S = 60.0
 COMMAND = [sys.executable, "-m", "localize_apps.main"]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, model_cache) -> Path:
+    made = tmp_path_factory.mktemp("compiled")
+    (made / "plain.toml").write_text(STATION)
+    assert main(["compile", str(made / "plain.toml"), "-o", str(made / "model.onnx")]) == 0
+    return made / "model.onnx"
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_cache) -> Path:
+def folder(compiled, tmp_path, monkeypatch) -> Path:
     """A station whose model is the file model.onnx, version 1, and which takes commands at `control`."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "plain.toml").write_text(STATION)
-    assert main(["compile", "plain.toml", "-o", "model.onnx"]) == 0
+    shutil.copy(compiled, tmp_path)
     station = f'{STATION}[model]\nuri = "model.onnx"\npoll_s = 0\n[control]\nendpoint = "ipc://{tmp_path}/control"\n'
     (tmp_path / "station.toml").write_text(station)
     return tmp_path
@@ -117,45 +125,44 @@ def running(folder) -> Iterator[Running]:
     assert sequences[-1] + 1 == len(sequences) + sum(fix["dropped_windows"] for fix in station.fixes)
 
 
-def control(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [*COMMAND, "control", *arguments, "--endpoint", f"ipc://{folder}/control"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WAIT_S,
-    )
-    return done.returncode, done.stdout or done.stderr
+def test_commands_from_another_terminal(folder, running, capsys):
+    endpoint = ("--endpoint", f"ipc://{folder}/control")
 
+    def control(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main(["control", *arguments, *endpoint])
+        shown = capsys.readouterr()
+        return code, shown.out or shown.err
 
-def test_commands_from_another_terminal(folder, running):
-    code, shown = control(folder, "info")
-    assert code == 0
+    command = [*COMMAND, "control", "info", *endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT_S)
+    assert done.stderr == ""
+    shown = done.stdout
     assert shown.startswith("ready\n")
     assert "champion" in shown
     write_version(folder / "model.onnx", "2")
-    code, shown = control(folder, "reload", "--json")
+    code, shown = control("reload", "--json")
     assert (code, json.loads(shown)["version"]) == (0, "2")
     assert json.loads(shown)["arms"]["champion"]["held"] is False
     running.wait_for_version("2")
-    code, shown = control(folder, "rollback")
+    code, shown = control("rollback")
     assert code == 0
     assert f"held: {folder}/model.onnx names " in shown
     running.wait_for_version("1")
     (folder / "model.onnx").write_bytes(b"nothing")
-    code, shown = control(folder, "reload")
+    code, shown = control("reload")
     assert code == 2
     assert "no ONNX file at all" in shown
-    code, shown = control(folder, "health")
+    code, shown = control("health")
     assert code == 0
     assert shown.startswith("degraded\n  model_rejected since ")
-    assert control(folder, "activate", "7") == (
+    assert control("activate", "7") == (
         2,
         f"gr-localize: model {folder}/model.onnx: a file has no versions to choose from, there is no 7\n",
     )
 
 
-def test_hangup_loads_what_the_file_holds_now(folder, running):
+def test_hangup_reads_model_and_station_file_again(folder, compiled, running):
     write_version(folder / "model.onnx", "2")
     running.process.send_signal(signal.SIGHUP)
     running.wait_for_version("2")
@@ -163,9 +170,12 @@ def test_hangup_loads_what_the_file_holds_now(folder, running):
     assert len(warnings) == 1  # of the change, and of nothing else
     assert "status: ready, compiled-one version 2 (" in warnings[0]
 
+    (folder / "model.onnx").write_bytes(b"nothing")  # a bad model changes nothing
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_for(lambda: "going on with the model that serves" in running.log.read_text())
+    running.wait_for_version("2")
 
-def test_hangup_reads_the_station_file_again(folder, running):
-    write_version(folder / "model.onnx", "3", to=folder / "other.onnx")
+    write_version(compiled, "3", to=folder / "other.onnx")
     text = (folder / "station.toml").read_text()
     (folder / "station.toml").write_text(text.replace('"model.onnx"', '"other.onnx"'))
     running.process.send_signal(signal.SIGHUP)
@@ -174,13 +184,6 @@ def test_hangup_reads_the_station_file_again(folder, running):
     running.process.send_signal(signal.SIGHUP)
     running.wait_for(lambda: "going on as before" in running.log.read_text())
     running.wait_for_version("3")
-
-
-def test_a_hangup_with_a_bad_model_changes_nothing(folder, running):
-    (folder / "model.onnx").write_bytes(b"nothing")
-    running.process.send_signal(signal.SIGHUP)
-    running.wait_for(lambda: "going on with the model that serves" in running.log.read_text())
-    running.wait_for_version("1")
 
 
 @pytest.mark.parametrize(

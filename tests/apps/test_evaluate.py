@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,12 +54,20 @@ track = [[45.05, 7.65]]
 """
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory, model_cache) -> Path:
+    """A folder with a station and its compiled model."""
+    made = tmp_path_factory.mktemp("compiled")
+    (made / "three.toml").write_text(STATION)
+    assert main(["compile", str(made / "three.toml"), "-o", str(made / "model.onnx")]) == 0
+    return made
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_cache) -> Path:
+def folder(compiled, tmp_path, monkeypatch) -> Path:
     """The working directory, with a station and its compiled model."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "three.toml").write_text(STATION)
-    assert main(["compile", "three.toml", "-o", "model.onnx"]) == 0
+    shutil.copytree(compiled, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -86,8 +86,12 @@ def test_a_missing_package_leads_to_doctor(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_interrupt_is_130(add_command: Callable[[Callable[[], object]], None]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started these tests may ignore it
     add_command(lambda: signal.raise_signal(signal.SIGINT))
-    assert main(["probe"]) == 130
+    try:
+        assert main(["probe"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_command_returns_its_exit_code(add_command: Callable[[Callable[[], object]], None]) -> None:
