@@ -112,12 +112,13 @@ def _service(station: Station | None, model: str | None, stack: ExitStack) -> Se
     try:
         if station is not None:
             engine, time_steps, _ = station_engine(station, cache=station.cache)
+            engine.prepare(time_steps)
         elif model is not None:
-            engine, time_steps = model_engine(make_settings(ModelTable, uri=model), cache=CacheSettings()), 0
+            engine = model_engine(make_settings(ModelTable, uri=model), cache=CacheSettings())
+            engine.prepare_for_requests()
         else:
             return Service()
         stack.callback(engine.close)
-        engine.prepare(time_steps)
     except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet
         raise ConfigError(str(error)) from error
     metrics = Metrics(engine.station)

@@ -111,7 +111,7 @@ class Engine:
 
     @property
     def time_steps(self) -> int:
-        """Frames in a window of a stream, 0 before `prepare`."""
+        """Frames in a window of a stream; 0 before `prepare`, and where requests bring as many as they like."""
         return self._loader.time_steps
 
     @property
@@ -131,6 +131,14 @@ class Engine:
                 admit(version.locator.model, time_steps=self.time_steps, like=self.contract)
             except UnavailableError as error:
                 self._champion.unavailable(str(error))
+        self._open_challenger(self.settings.challenger)
+
+    def prepare_for_requests(self) -> None:
+        """Get ready for requests alone, each with as many frames as it brings where the contract does not say it.
+
+        A challenger that is no good is a matter of `health`.
+        """
+        self._loader.time_steps = self.contract.time_steps or 0
         self._open_challenger(self.settings.challenger)
 
     def start(self, *, on_status: OnStatus | None = None, on_shadow: OnFix | None = None, live: bool = False) -> None:

@@ -41,12 +41,13 @@ class Request:
 def request_window(request: Request, contract: Contract, time_steps: int) -> tuple[Window, tuple[int, float]]:
     """The window of a request, and the time of the first sample of its first hop.
 
-    Samples become the first `time_steps` frames that lie wholly inside them. Receivers that are missing count as
-    silent. Raises ConfigError saying what does not fit.
+    Samples become the first `time_steps` frames that lie wholly inside them, or all of them where it is 0. Receivers
+    that are missing count as silent. Raises ConfigError saying what does not fit.
     """
     data, present = fit_request(request, contract, time_steps)
     start = request.start or _now()
     if np.iscomplexobj(data):
+        time_steps = time_steps or data.shape[1] // contract.hop - warmup_frames(contract)
         return _from_samples(data, present, contract, time_steps, start)
     return _from_features(data, present, contract), start
 
@@ -120,8 +121,8 @@ def _from_features(data: np.ndarray, present: list[str], contract: Contract) -> 
 
 
 def samples_needed(contract: Contract, time_steps: int) -> int:
-    """Samples of each receiver that a window of so many frames is made of."""
-    return (warmup_frames(contract) + time_steps) * contract.hop
+    """Samples of each receiver that a window of so many frames is made of; 0: of the fewest that the model takes."""
+    return (warmup_frames(contract) + (time_steps or contract.min_time_steps)) * contract.hop
 
 
 def _fit_samples(data: np.ndarray, present: list[str], contract: Contract, time_steps: int) -> np.ndarray:
@@ -131,7 +132,8 @@ def _fit_samples(data: np.ndarray, present: list[str], contract: Contract, time_
         raise ConfigError(f"samples of shape {data.shape}: wanted ({len(present)}, samples) or all of them in a row")
     needed = samples_needed(contract, time_steps)
     if data.shape[1] < needed:
-        raise ConfigError(f"{data.shape[1]} samples of each receiver: {time_steps} frames need {needed}")
+        frames = time_steps or contract.min_time_steps
+        raise ConfigError(f"{data.shape[1]} samples of each receiver: {frames} frames need {needed}")
     return data
 
 

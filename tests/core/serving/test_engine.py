@@ -20,7 +20,7 @@ from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.registry import ModelRegistry
 from localize_core.model.session import OPTIMISATIONS
 from localize_core.serving.engine import Engine
-from localize_core.serving.requests import MAX_REQUESTS, Request
+from localize_core.serving.requests import MAX_REQUESTS, Request, samples_needed
 from localize_core.serving.settings import ServingSettings, make_settings
 from localize_core.serving.watcher import Watcher
 
@@ -60,6 +60,22 @@ def test_the_window_must_suit_the_contract(make_version):
         engine.prepare(4)
     engine.prepare()
     assert engine.time_steps == 6
+
+
+def test_requests_alone_may_be_of_any_length(make_version):
+    engine = Engine(ServingSettings(uri=str(make_version(1, contract={"min_time_steps": 3}))))
+    engine.prepare_for_requests()
+    contract, rng = engine.contract, np.random.default_rng(5)
+    fewest = samples_needed(contract, 0)
+    assert fewest == samples_needed(contract, 3)
+    samples = (rng.normal(size=(2, fewest + 5 * contract.hop)) + 0j).astype(np.complex64)
+    lengths = [fewest, fewest + 2 * contract.hop + 1, fewest + 5 * contract.hop]
+    fixes = engine.predict([Request(str(n), samples[:, :n]) for n in (*lengths, fewest - 1)])
+    assert [fix.window_samples // contract.hop for fix in fixes[:3]] == [3, 5, 8]
+    assert [fix.reason for fix in fixes] == [None, None, None, "invalid_request"]
+    fixed = Engine(ServingSettings(uri=str(make_version(1, contract={"time_steps": 6}, name="fixed.onnx"))))
+    fixed.prepare_for_requests()
+    assert fixed.time_steps == 6
 
 
 @pytest.mark.parametrize(
