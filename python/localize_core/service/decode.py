@@ -28,6 +28,7 @@ Body = bytes | bytearray | memoryview
 DIGITS = b"0123456789+-.eE \t\r\n"
 MAX_SLOW_BYTES = 8 << 20
 """Up to here a list that does not hold what it should is read again, value by value, to say where."""
+MAX_RUN = 1000
 MAX_MARKS = 20_000
 """Quotes and braces in a batch."""
 NO_SESSION = "requests"
@@ -80,18 +81,17 @@ def decode_question(body: Body) -> Request:
 
 def decode_batch(body: bytes | bytearray) -> list[Request | ApiError]:
     """The questions in a JSON body, or what is wrong with each. Raises ApiError where it is wrong with all."""
-    hollow, objects = _hollowed(body)
+    hollow, items, samples = _hollowed(body)
     batch = _decoded(_batch, hollow)
     if (batch.items is UNSET) == (batch.iq_samples is UNSET):
         raise ApiError(422, "wanted either items or iq_samples", field="items")
     if batch.iq_samples is not UNSET:
-        _check_count(len(batch.iq_samples), "iq_samples")
-        return [
-            _or_error(_of_samples, each, f"iq_samples[{index}]", batch) for index, each in enumerate(batch.iq_samples)
-        ]
+        lists = [memoryview(raw) for raw in batch.iq_samples] or samples
+        _check_count(len(lists), "iq_samples")
+        return [_or_error(_of_samples, raw, f"iq_samples[{index}]", batch) for index, raw in enumerate(lists)]
     assert not isinstance(batch.items, UnsetType)
     _check_count(len(batch.items), "items")
-    whole, found = iter(objects), list[Request | ApiError]()
+    whole, found = iter(items), list[Request | ApiError]()
     for index, item in enumerate(batch.items):
         raw = next(whole, None) if item == {} else None
         if raw is None:
@@ -140,8 +140,8 @@ def _of_item(raw: memoryview, batch: _Batch) -> Request:
     return _asked(_decoded(_question, raw), batch)
 
 
-def _of_samples(raw: msgspec.Raw, field: str, batch: _Batch) -> Request:
-    return _request(_Options(), read_samples(memoryview(raw), field), batch)
+def _of_samples(raw: memoryview, field: str, batch: _Batch) -> Request:
+    return _request(_Options(), read_samples(raw, field), batch)
 
 
 def _check_count(count: int, field: str) -> None:
@@ -232,16 +232,12 @@ def read_samples(raw: memoryview, field: str = "iq_data") -> np.ndarray:
 
     Raises ApiError naming the first value that is none.
     """
-    marks = bytes(raw).translate(None, DIGITS)
-    nested = marks.startswith(b"[[[")
-    lists = marks.count(b"]],[[") + 1 if nested else 1
-    samples = ((len(marks) - 1) // lists - 2) // 4 if nested else (len(marks) - 1) // 4
-    one = b"[" + b"[,]," * (samples - 1) + b"[,]]"
-    if samples > 0 and marks == (b"[" + (one + b",") * (lists - 1) + one + b"]" if nested else one):
+    if (shape := _shape(raw)) is not None:
         values = _flat(raw)
-        if values is not None and len(values) == 2 * lists * samples:
-            return _complex(values, field).reshape(lists, samples)
+        if values is not None and len(values) == 2 * shape[0] * shape[1]:
+            return _complex(values, field).reshape(shape)
     _check_slow(raw, field, "[[I, Q], …], or one such list for each receiver, all of the same length")
+    nested = bytes(raw).translate(None, DIGITS).startswith(b"[[[")
     found = _named(_receivers, raw, field) if nested else [_named(_pairs, raw, field)]
     if not found or not found[0]:
         raise ApiError(422, f"{field}: no samples", field=field)
@@ -251,6 +247,18 @@ def read_samples(raw: memoryview, field: str = "iq_data") -> np.ndarray:
             message = f"{where}: {len(each)} samples, the first receiver has {len(found[0])}"
             raise ApiError(422, message, field=where, received=len(each))
     return _complex(np.array(found).ravel(), field).reshape(len(found), -1)
+
+
+def _shape(raw: memoryview) -> tuple[int, int] | None:
+    """Receivers and samples of each by the brackets and commas, None where these do not stand as they should."""
+    marks = bytes(raw).translate(None, DIGITS)
+    nested = marks.startswith(b"[[[")
+    lists = marks.count(b"]],[[") + 1 if nested else 1
+    samples = ((len(marks) - 1) // lists - 2) // 4 if nested else (len(marks) - 1) // 4
+    one = b"[" + b"[,]," * (samples - 1) + b"[,]]"
+    if samples < 1 or marks != (b"[" + (one + b",") * (lists - 1) + one + b"]" if nested else one):
+        return None
+    return lists, samples
 
 
 def read_features(raw: memoryview, field: str = "features") -> np.ndarray:
@@ -307,32 +315,63 @@ def _named(decoder: msgspec.json.Decoder[T], raw: memoryview, field: str) -> T:
         raise ApiError(error.status, f"{field}{path}: {message}", field=field + path, received=error.received) from None
 
 
-def _hollowed(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
-    """A batch whose items are empty objects, and these items: reading all at once would keep everybody else waiting.
+def _hollowed(body: bytes | bytearray) -> tuple[bytes, list[memoryview], list[memoryview]]:
+    """A batch without its items and its `iq_samples`, of which only `{}` and `[]` are left, and both of them.
 
-    Only quotes and braces are looked at. What is no JSON shows when the parts are read. Raises ApiError for more of
-    them than a batch can have.
+    Reading all of it at once would keep everybody else waiting. Only quotes and braces are looked at: what is no JSON
+    shows when the parts are read. Raises ApiError for more of them than a batch can have.
     """
     view, depth, quoted, begin, end = memoryview(body), 0, False, 0, 0
+    key: int | None = None  # where the name iq_samples has just ended
     kept: list[memoryview | bytes] = []
-    objects: list[memoryview] = []
+    items: list[memoryview] = []
+    samples: list[memoryview] = []
     marks = heapq.merge(*(_positions(body, mark) for mark in (b'"', b"{", b"}")))
     for number, at in enumerate(marks):
         if number == MAX_MARKS:
             raise ApiError(422, f"more than {MAX_MARKS} quotes and braces", field="body")
-        mark = body[at]
-        if mark == QUOTE:
-            quoted = not quoted or _is_escaped(body, at)
+        if key is not None and (found := _split(body, key, at)) is not None:
+            first, last, samples = found
+            kept += [view[end:first], b"[]"]
+            end = last
+        key, mark = None, body[at]
+        if mark == QUOTE and not quoted:
+            quoted, begin = True, at if depth < 2 else begin
+        elif mark == QUOTE:
+            quoted = _is_escaped(body, at)
+            key = at + 1 if depth == 1 and body.startswith(b'"iq_samples"', begin) else None
         elif not quoted and mark == OPEN:
             depth += 1
             begin = at if depth == 2 else begin
         elif not quoted:
             if depth == 2:
                 kept += [view[end:begin], b"{}"]
-                objects.append(view[begin : at + 1])
+                items.append(view[begin : at + 1])
                 end = at + 1
             depth -= 1
-    return b"".join([*kept, view[end:]]), objects
+    return b"".join([*kept, view[end:]]), items, samples
+
+
+_LIST = re.compile(rb"\s*:\s*(\[)\s*(\[[\[\s]*)")
+_REST = re.compile(rb"[\s,]*")
+
+
+def _split(body: bytes | bytearray, begin: int, end: int) -> tuple[int, int, list[memoryview]] | None:
+    """Where the list after a name begins and ends, and the lists in it; None where they are not plain to see."""
+    opened, last = _LIST.match(body, begin, end), body.rfind(b"]", begin, end)
+    if opened is None or _REST.fullmatch(body, last + 1, end) is None:
+        return None
+    view, at = memoryview(body), opened.start(2)
+    # Each ends with as many brackets as the first one begins with.
+    ends = re.compile(rb"\]\s*" * opened[2].count(b"[") + b",")
+    parts = []
+    for found in ends.finditer(body, at, last):
+        parts.append(view[at : found.end() - 1])
+        at = found.end()
+    parts.append(view[at:last])
+    if any(_shape(part) is None for part in parts):
+        return None  # what is no list of samples may be cut anywhere
+    return opened.start(1), last + 1, parts
 
 
 def _positions(body: bytes | bytearray, mark: bytes) -> Iterator[int]:
@@ -343,8 +382,8 @@ def _positions(body: bytes | bytearray, mark: bytes) -> Iterator[int]:
 
 
 def _is_escaped(body: bytes | bytearray, at: int) -> bool:
-    """Whether an odd number of backslashes stands before it."""
+    """Whether an odd number of backslashes stands before it. More than a name can hold are not counted."""
     count = 0
-    while at - count > 0 and body[at - count - 1] == BACKSLASH:
+    while count < MAX_RUN and at - count > 0 and body[at - count - 1] == BACKSLASH:
         count += 1
     return count % 2 == 1

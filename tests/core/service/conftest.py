@@ -14,7 +14,6 @@ from localize_core.service.server import HttpServer
 from localize_core.service.service import Service, model_service
 from localize_core.service.settings import http_settings
 from localize_core.serving.engine import Engine
-from localize_core.serving.requests import samples_needed
 from localize_core.serving.settings import ServingSettings
 
 STEPS = 4
@@ -81,7 +80,7 @@ def samples() -> Callable[..., np.ndarray]:
     """A maker of samples, complex64 (receivers, samples), as many as a question to the model needs."""
 
     def make(engine: Engine, seed: int = 0, receivers: int = RECEIVERS) -> np.ndarray:
-        shape = (receivers, samples_needed(engine.contract, engine.time_steps), 2)
+        shape = (receivers, engine.reader.samples_needed, 2)
         values = 0.1 * np.random.default_rng(seed).standard_normal(shape)
         return values.astype(np.float32).view(np.complex64)[..., 0]
 

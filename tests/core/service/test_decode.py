@@ -140,3 +140,38 @@ def test_time_and_its_parts():
     assert request.start is not None
     assert request.start[0] == 1_767_319_445
     assert math.isclose(request.start[1], 0.678901)
+
+
+@quick
+@given(
+    st.lists(
+        st.one_of(st.lists(pairs, max_size=3), st.lists(st.lists(pairs, max_size=2), max_size=3), junk), max_size=4
+    )
+)
+@example([[[1, 2]], [[[1, 2]], [[3, 4]]], [[1]]])
+@example([[[[1, 2], [3, 4]], [[5, 6], [7, 8]]], [[9, 10]]])
+@example([[[1, 2], [3, 4]], [[[1, 2]], [[3, 4]]], "iq_samples"])
+@example([[]])
+@example([[], [[1, 2]]])
+def test_lists_of_samples_are_told_apart(lists):
+    for indent in (None, 1):
+        for before in ({}, {"session_id": "iq_samples"}):
+            body = json.dumps({**before, "iq_samples": lists, "cache_enabled": True}, indent=indent).encode()
+            if not lists:
+                with pytest.raises(ApiError, match="1 to 100"):
+                    decode.decode_batch(body)
+                continue
+            found = decode.decode_batch(body)
+            assert len(found) == len(lists)
+            for value, each in zip(lists, found, strict=True):
+                wanted = plain(value)
+                assert isinstance(each, ApiError) == (wanted is None)
+                if isinstance(each, Request):
+                    np.testing.assert_array_equal(each.data, wanted)
+
+
+def test_a_batch_that_is_split_says_where_it_is_wrong():
+    (first, second) = decode.decode_batch(b'{"iq_samples": [[[1, 2]], [[3, null]]]}')
+    assert isinstance(first, Request)
+    assert isinstance(second, ApiError)
+    assert second.field == "iq_samples[1][0][1]"

@@ -12,7 +12,7 @@ import pytest
 from localize_core.errors import UnavailableError
 from localize_core.service.service import Service, model_service
 from localize_core.serving.engine import Engine
-from localize_core.serving.requests import Request, samples_needed
+from localize_core.serving.requests import Request
 from localize_core.wire.fix_json import fix_from_dict, fix_to_dict
 
 PREDICT = "/api/v1/inference/predict"
@@ -249,7 +249,7 @@ def test_what_the_model_is(engine, http):
     info = http.get(f"{MODEL}/info").json()
     assert info["station"] == "site"
     assert info["receivers"] == ["r0", "r1"]
-    assert info["samples"] == samples_needed(engine.contract, engine.time_steps)
+    assert info["samples"] == engine.reader.samples_needed
     versions = http.get(f"{MODEL}/versions").json()
     assert versions["arms"]["champion"]["serving"]["version"] == info["version"]
     assert (versions["arms"]["champion"]["previous"], versions["fallback"]) == (None, None)
