@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import signal
@@ -8,8 +10,10 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from localize_apps.main import main
 from localize_core.errors import ModelError
@@ -19,9 +23,17 @@ from localize_core.model.onnx_model import OnnxModel
 
 pytest.importorskip("torch")
 
+import torch
+from localize_apps import train as command_module
+from localize_core.model.compiled.compile import compile_model
 from localize_core.training import export as export_module
+from localize_core.training import train as train_module
 from localize_core.training.data import scene_data
+from localize_core.training.network import Layout
+from localize_core.training.summaries import Summaries, prior_spec, summarise
 from localize_core.training.train import _check_same
+
+FOLDS = 3
 
 STATION = """
 [station]
@@ -43,6 +55,20 @@ window_s = 0.02
 PLACES = {"a": (47.0, 8.0), "b": (47.05, 8.0), "c": (47.05, 8.07), "d": (47.0, 8.07)}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_core():
+    """Windows are made in this process, by one thread: more take longer to start, and wait for one another, than so few
+    windows take to make and learn. Of a site's networks there are as few as can judge one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0})
+        patch.setattr(train_module, "FOLDS", FOLDS)
+        patch.setattr(command_module, "FOLDS", FOLDS)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def station(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("station") / "small.toml"
@@ -54,9 +80,23 @@ def station(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(station: Path) -> Path:
+def exported() -> list[onnx.ModelProto]:
+    """What PyTorch made of the network of `trained`, which takes longer than all the rest of the training."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def trained(station: Path, exported: list[onnx.ModelProto]) -> Path:
     output = station.with_name("small.onnx")
-    assert main(["train", "--scene", str(station), "--windows", "200", "--epochs", "2", "-o", str(output)]) == 0
+    export = export_module._exported
+
+    def kept(*given: Any) -> onnx.ModelProto:
+        exported.append(export(*given))
+        return copy.deepcopy(exported[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "_exported", kept)
+        assert main(["train", "--scene", str(station), "--windows", "200", "--epochs", "2", "-o", str(output)]) == 0
     return output
 
 
@@ -88,8 +128,10 @@ def test_file_answers_where_pairs_are_silent(trained: Path, usable: int):
 
 
 def test_what_differs_from_its_network_is_not_written_and_resumed_it_is_as_if_never_stopped(
-    trained: Path, station: Path, tmp_path: Path, monkeypatch, capsys
+    trained: Path, exported: list[onnx.ModelProto], station: Path, tmp_path: Path, monkeypatch, capsys
 ):
+    """The network of a training that went on is compared with the file of the one that was never stopped."""
+    monkeypatch.setattr(export_module, "_exported", lambda *_: copy.deepcopy(exported[0]))
     again = tmp_path / "again.onnx"
     arguments = ["train", "--scene", str(station), "--windows", "200", "--epochs", "2", "-o", str(again), "--json"]
     with monkeypatch.context() as patch:
@@ -108,6 +150,21 @@ def test_what_differs_from_its_network_is_not_written_and_resumed_it_is_as_if_ne
     assert max(out["parity"][key] for key in ("position", "axes", "direction", "confidence")) <= 1e-4
     assert out["parity"]["windows"] == 200
     assert OnnxModel(again).contract.golden == OnnxModel(trained).contract.golden
+
+
+def test_windows_made_by_several_processes_are_those_of_one_in_the_same_order(station: Path, tmp_path: Path):
+    data = scene_data(station, windows=200, seed=1)
+    layout = Layout.of(data.parts["train"].contract, data.spec)
+    prior = tmp_path / "prior.onnx"
+    compile_model(prior_spec(data.spec), prior)
+    progress: list[int] = []
+    alone, shared = (
+        summarise(data.parts["train"], layout, prior, workers=workers, progress=progress.append) for workers in (1, 2)
+    )
+    for field in dataclasses.fields(Summaries):
+        np.testing.assert_array_equal(getattr(alone, field.name), getattr(shared, field.name), err_msg=field.name)
+    assert len(alone) == 200
+    assert sum(progress) == 400
 
 
 @pytest.mark.parametrize(
@@ -189,7 +246,13 @@ def test_what_is_in_the_way_of_its_folder_stays(station: Path, tmp_path: Path, c
 def test_interrupted_it_says_how_to_go_on(station: Path, tmp_path: Path):
     output = tmp_path / "m.onnx"
     command = [sys.executable, "-m", "localize_apps.main", "train", "--scene", str(station), "-o", str(output)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started these tests may ignore it
+    )
     try:
         while not (tmp_path / "m.onnx.train" / "data").exists():
             assert process.poll() is None
@@ -213,7 +276,7 @@ def test_a_site_is_learned_from_its_channels(site: Path, tmp_path: Path, capsys)
     check_golden(model)
     provenance = model.contract.provenance
     assert provenance["first_stage"] == "radio map"
-    assert provenance["networks"] == 6
+    assert provenance["networks"] == FOLDS
     assert provenance["split"] == {"kind": "place", "seed": 1, "block_m": 100.0, "blocks": 20}
     assert main(["evaluate", str(output), "--channels", str(site), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
@@ -268,7 +331,7 @@ def test_a_site_is_learned_from_drives(drives, tmp_path: Path, capsys):
     told = [part for truth in truths for part in ("--truth", str(truth))]
     given = ["train", "--recordings", str(folder), *told, "--epochs", "12", "-o", str(output), "--json"]
     assert main(given) == 0
-    assert "network 6 of 6, epoch" in capsys.readouterr().err
+    assert f"network {FOLDS} of {FOLDS}, epoch" in capsys.readouterr().err
     contract = OnnxModel(output).contract
     assert contract.provenance["first_stage"] == "radio map"
     assert contract.provenance["split"]["kind"] == "time"
