@@ -266,6 +266,17 @@ def test_stations_and_emitters_are_told_apart(pages, desktop, serve, fix_at) -> 
     }
 
 
+def test_emitters_without_end_make_room_for_one_another(pages, desktop, serve, fix_at) -> None:
+    service = Service()
+    page = pages.open(desktop, serve(service).url)
+    for number in range(100):
+        service.publish(fix_at(number, frequency_hz=100e6 + number * 1e6))
+    wait_for_fix(page, 99)
+    wait(page, "() => document.querySelectorAll('#fixes tr').length === 60")
+    assert {each["fix"]["sequence"] for each in page.evaluate(EMITTERS)} == set(range(40, 100))
+    assert page.get_by_role("checkbox", name=re.compile("^Show")).count() == 60
+
+
 def test_details_say_all_of_a_fix(pages, desktop, serve, fix_at) -> None:
     service = Service(stations=(DEMO,))
     receivers = (

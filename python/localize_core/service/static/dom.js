@@ -26,7 +26,10 @@ export function setPressed(button, pressed) {
 /** Copy to the clipboard, also where the page did not come over HTTPS. Returns whether it worked. */
 export async function copyText(text) {
   if (navigator.clipboard) {
-    return navigator.clipboard.writeText(text).then(() => true, () => false);
+    return navigator.clipboard.writeText(text).then(
+      () => true,
+      () => false,
+    );
   }
   const area = element("textarea", { value: text, readOnly: true, className: "visually-hidden" });
   const focused = document.activeElement;

@@ -2,7 +2,7 @@
 
 const { WGS84, LATITUDE, LONGITUDE, LONG_UNROLL } = geodesic.Geodesic;
 const WANTED = LATITUDE | LONGITUDE | LONG_UNROLL;
-const POINTS = 72;
+const POINTS = 128;
 
 /**
  * The ellipse of a fix as [[latitude, longitude], …], open, degrees. Longitudes run on beyond ±180.

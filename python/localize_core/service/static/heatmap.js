@@ -7,8 +7,15 @@ const SHADES = 64;
 
 // Viridis (Smith, van der Walt & Firing 2015) at nine equal steps, from the improbable to the probable.
 const VIRIDIS = [
-  [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
-  [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37],
+  [68, 1, 84],
+  [71, 45, 123],
+  [59, 82, 139],
+  [44, 114, 142],
+  [33, 145, 140],
+  [40, 174, 128],
+  [94, 201, 98],
+  [173, 220, 48],
+  [253, 231, 37],
 ];
 
 /** Colour of a place by the share of probability, 0 to 1, that lies at more probable places: [r, g, b, a]. */
@@ -105,7 +112,10 @@ export class HeatMap {
     while (!signal.aborted) {
       if (!document.hidden) {
         try {
-          const answer = await fetch(`stations/${encodeURIComponent(station)}/likelihood`, { signal, cache: "no-store" });
+          const answer = await fetch(`stations/${encodeURIComponent(station)}/likelihood`, {
+            signal,
+            cache: "no-store",
+          });
           const body = await answer.json().catch(() => ({}));
           if (signal.aborted) return;
           if (answer.ok) this.#draw(station, body);
@@ -120,7 +130,10 @@ export class HeatMap {
   }
 
   #draw(station, grid) {
-    const corners = [[grid.bounds.south, grid.bounds.west], [grid.bounds.north, grid.bounds.east]];
+    const corners = [
+      [grid.bounds.south, grid.bounds.west],
+      [grid.bounds.north, grid.bounds.east],
+    ];
     if (!this.#overlay) {
       const canvas = document.createElement("canvas");
       // An SVG overlay takes any element and leaves it as it is.

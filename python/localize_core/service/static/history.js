@@ -136,6 +136,7 @@ export class FixHistory {
     let unfinished = this.#latest.size;
     for (let index = this.index; index >= 0 && unfinished > 0; index--) {
       const record = fixes.at(index);
+      if (!this.paused && !this.#latest.has(record.key)) continue; // had to make room
       let emitter = found.get(record.key);
       if (!emitter) {
         emitter = { record, trail: [] };

@@ -3,7 +3,7 @@
 
 import { byId, copyText, element, setPressed, setText } from "./dom.js";
 import { Feed } from "./feed.js";
-import { clock, coordinates, count, duration, frequency, metres, percent, reasonText, spokenCoordinates } from "./format.js";
+import { clock, coordinates, count, frequency, metres, percent, reasonText, spokenCoordinates } from "./format.js";
 import { ellipseRing, nearestLongitude } from "./geodesy.js";
 import { Graticule } from "./graticule.js";
 import { HeatMap } from "./heatmap.js";
@@ -17,6 +17,7 @@ import { Timeline } from "./timeline.js";
 const TEXT_MS = 250;
 const ANNOUNCE_MS = 10_000;
 const RATE_SLOTS = 20; // of TEXT_MS each
+const SETTLING_MS = 1000; // fixes of the past come first
 const MAX_ZOOM = 20;
 
 const history = new FixHistory();
@@ -29,6 +30,7 @@ let selected = null;
 let following = false;
 let local = remembered("zone", "utc") === "local";
 let trailFixes = Number(remembered("trail", "200"));
+let connectedAt = 0;
 let skipped = 0;
 
 // --- the map ---
@@ -48,7 +50,11 @@ L.control.zoom({ position: "topleft" }).addTo(map);
 L.control.scale({ position: "bottomleft", imperial: false, maxWidth: 140 }).addTo(map);
 const attribution = L.control.attribution({ prefix: "Leaflet" }).addTo(map);
 
-for (const [name, zIndex] of [["graticule", 250], ["heat", 300], ["fixes", 450]]) {
+for (const [name, zIndex] of [
+  ["graticule", 250],
+  ["heat", 300],
+  ["fixes", 450],
+]) {
   map.createPane(name).style.zIndex = zIndex;
 }
 const scene = new Scene({ pane: "fixes" });
@@ -58,7 +64,9 @@ if (fitWanted) map.setView([30, 0], 2);
 scene.addTo(map);
 
 async function showBackground() {
-  const settings = await fetch("map/settings").then((answer) => (answer.ok ? answer.json() : {})).catch(() => ({}));
+  const settings = await fetch("map/settings")
+    .then((answer) => (answer.ok ? answer.json() : {}))
+    .catch(() => ({}));
   if (!settings.tiles) {
     graticule.addTo(map);
     return;
@@ -72,7 +80,8 @@ async function showBackground() {
 function linksOnly(html) {
   const clean = document.createElement("div");
   const parts = html.replaceAll("&copy;", "©").split(/<a\s[^>]*?href="(https?:[^"]*)"[^>]*>([^<]*)<\/a>/i);
-  for (let k = 0; k < parts.length; k += 3) { // text, address, what the link says, text, …
+  for (let k = 0; k < parts.length; k += 3) {
+    // text, address, what the link says, text, …
     clean.append(parts[k]);
     if (k + 2 < parts.length) clean.append(element("a", { href: parts[k + 1], textContent: parts[k + 2] }));
   }
@@ -111,7 +120,11 @@ function fit() {
   for (const { ring } of drawnEmitters()) for (const [latitude, longitude] of ring ?? []) add(latitude, longitude);
   if (!bounds.isValid()) {
     for (const { area } of shownStations()) {
-      if (area) bounds.extend([[area.south, area.west], [area.north, area.east]]);
+      if (area)
+        bounds.extend([
+          [area.south, area.west],
+          [area.north, area.east],
+        ]);
     }
   }
   if (bounds.isValid()) map.fitBounds(bounds, { animate: false, maxZoom: 16, padding: [40, 40] });
@@ -166,6 +179,7 @@ function onStations(list) {
 function onState(state) {
   const before = connection.phase;
   connection = state;
+  connectedAt = Date.now();
   const down = (phase) => phase !== "connected";
   if (down(before) !== down(state.phase)) announce(connectionText());
   updateText();
@@ -204,7 +218,9 @@ function draw() {
   if (following) follow();
   scene.setView({
     areas: shownStations().flatMap(({ area }) => (area ? [area] : [])),
-    receivers: shownStations().flatMap((station) => station.receivers.map((each) => ({ ...each, colour: colourOf(station) }))),
+    receivers: shownStations().flatMap((station) =>
+      station.receivers.map((each) => ({ ...each, colour: colourOf(station) })),
+    ),
     emitters: drawnEmitters().map((emitter) => ({
       ...emitter,
       position: emitter.record.fix.position,
@@ -301,11 +317,13 @@ function summaryText(label, { position, uncertainty, reason }) {
 }
 
 function updateRate() {
-  rates.push(arrived);
+  const settled = connection.phase === "connected" && Date.now() - connectedAt > SETTLING_MS;
+  if (settled) rates.push(arrived);
+  else rates.length = 0;
   arrived = 0;
   if (rates.length > RATE_SLOTS) rates.shift();
-  const rate = rates.reduce((sum, each) => sum + each, 0) / (RATE_SLOTS * TEXT_MS / 1000);
-  setText(byId("rate"), connection.phase === "connected" ? `${rate.toFixed(1)} fixes/s` : "");
+  const rate = rates.reduce((sum, each) => sum + each, 0) / ((rates.length * TEXT_MS) / 1000);
+  setText(byId("rate"), settled ? `${rate.toFixed(1)} fixes/s` : "");
 }
 
 // --- controls ---
@@ -342,7 +360,10 @@ const timeline = new Timeline(
   announce,
 );
 const heat = new HeatMap(map, "heat", ({ station, message, timestamp, cells }) => {
-  legend.updateHeat(station, message || (timestamp ? `Window of ${clock(Date.parse(timestamp), local)}, ${cells}` : ""));
+  legend.updateHeat(
+    station,
+    message || (timestamp ? `Window of ${clock(Date.parse(timestamp), local)}, ${cells}` : ""),
+  );
   byId("heat-legend").hidden = timestamp === null;
 });
 
@@ -429,7 +450,14 @@ window.localizeMap = {
   view: () => ({
     areas: shownStations().flatMap(({ area }) => (area ? [area] : [])),
     receivers: shownStations().flatMap(({ receivers }) => receivers),
-    emitters: drawnEmitters().map(({ key, label, colour, record, ring, trail }) => ({ key, label, colour, fix: record.fix, ring, trail })), // prettier-ignore
+    emitters: drawnEmitters().map(({ key, label, colour, record, ring, trail }) => ({
+      key,
+      label,
+      colour,
+      fix: record.fix,
+      ring,
+      trail,
+    })),
     outdated: outdated(),
     paused: history.paused,
     kept: history.length,

@@ -1,7 +1,18 @@
 // The panel beside the map: stations and emitters, one fix in detail, and the latest fixes as a table.
 
 import { byId, copyText, element, setPressed, setText } from "./dom.js";
-import { clock, coordinates, count, dateTime, duration, flagText, frequency, metres, percent, reasonText } from "./format.js";
+import {
+  clock,
+  coordinates,
+  count,
+  dateTime,
+  duration,
+  flagText,
+  frequency,
+  metres,
+  percent,
+  reasonText,
+} from "./format.js";
 
 /** Stations with their emitters. Calls `actions`: select(key), toggle(key, shown), toggleStation(name, shown), heat(name). */
 export class Legend {
@@ -40,7 +51,12 @@ export class Legend {
     swatch.style.borderColor = colour;
     swatch.style.borderStyle = dash.length ? (dash[0] > 2 ? "dashed" : "dotted") : "solid";
     const summary = element("span", { className: "summary" });
-    const select = element("button", { type: "button", className: "emitter" }, element("b", { textContent: name }), summary);
+    const select = element(
+      "button",
+      { type: "button", className: "emitter" },
+      element("b", { textContent: name }),
+      summary,
+    );
     select.addEventListener("click", () => this.#actions.select(key));
     const row = element("li", {}, shown, swatch, select);
     this.#station(station).list.append(row);
@@ -75,7 +91,12 @@ export class Legend {
       const box = element("input", { type: "checkbox", checked: true });
       box.addEventListener("change", () => this.#actions.toggleStation(name, box.checked));
       const shown = element("label", { className: "check", hidden: true }, box, "Receivers and area");
-      const heat = element("button", { type: "button", className: "heat-button", hidden: true, textContent: "Likelihood" });
+      const heat = element("button", {
+        type: "button",
+        className: "heat-button",
+        hidden: true,
+        textContent: "Likelihood",
+      });
       heat.setAttribute("aria-label", `Likelihood of ${name}`);
       setPressed(heat, false);
       heat.addEventListener("click", () => this.#actions.heat(name));
@@ -83,7 +104,15 @@ export class Legend {
       const receivers = element("p", { className: "hint" });
       const list = element("ul", { className: "emitters" });
       const title = element("h3", {}, element("span", { className: "name", textContent: name }), state);
-      const root = element("article", {}, title, list, element("div", { className: "row" }, shown, heat), heatMessage, receivers);
+      const root = element(
+        "article",
+        {},
+        title,
+        list,
+        element("div", { className: "row" }, shown, heat),
+        heatMessage,
+        receivers,
+      );
       this.#root.append(root);
       this.#stations.set(name, { root, state, shown, heat, heatMessage, receivers, list });
     }
@@ -97,10 +126,21 @@ function summaryOf({ status, reason, position, uncertainty }) {
 }
 
 const ROWS = [
-  ["state", "State"], ["time", "Time"], ["age", "Age"], ["position", "Position"], ["ellipse", "Ellipse"],
-  ["azimuth", "Major axis"], ["confidence", "Confidence"], ["frequency", "Frequency"], ["model", "Model"],
-  ["cache", "Cache"], ["latency", "Latency"], ["window", "Window"], ["dropped", "Dropped"],
-  ["alignment", "Alignment"], ["sequence", "Stream"],
+  ["state", "State"],
+  ["time", "Time"],
+  ["age", "Age"],
+  ["position", "Position"],
+  ["ellipse", "Ellipse"],
+  ["azimuth", "Major axis"],
+  ["confidence", "Confidence"],
+  ["frequency", "Frequency"],
+  ["model", "Model"],
+  ["cache", "Cache"],
+  ["latency", "Latency"],
+  ["window", "Window"],
+  ["dropped", "Dropped"],
+  ["alignment", "Alignment"],
+  ["sequence", "Stream"],
 ];
 
 /** One fix, field by field. */
@@ -109,7 +149,12 @@ export class Details {
   #title = byId("details-title");
   #values = new Map();
   #receivers = byId("levels");
-  #copy = element("button", { type: "button", className: "small", textContent: "Copy", "aria-label": "Copy the position" });
+  #copy = element("button", {
+    type: "button",
+    className: "small",
+    textContent: "Copy",
+    "aria-label": "Copy the position",
+  });
   #position = null;
 
   constructor(announce) {
@@ -181,7 +226,9 @@ const TIME_SOURCES = { host: "the host's clock", none: "no clock of the stream" 
 
 function metricSeconds(seconds) {
   if (seconds >= 1) return `${Number(seconds.toPrecision(3))} s`;
-  return seconds >= 1e-3 ? `${Number((1e3 * seconds).toPrecision(3))} ms` : `${Number((1e6 * seconds).toPrecision(3))} µs`;
+  return seconds >= 1e-3
+    ? `${Number((1e3 * seconds).toPrecision(3))} ms`
+    : `${Number((1e6 * seconds).toPrecision(3))} µs`;
 }
 
 function alignmentText({ residual_ns, gaps_filled, gaps_skipped }) {

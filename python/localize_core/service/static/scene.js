@@ -7,6 +7,7 @@ import { themeColour } from "./theme.js";
 const TRAIL_SHADES = 8;
 const POSITION_RADIUS = 6;
 const CLICK_RADIUS = 16;
+const LABEL_CHARACTERS = 40;
 
 /**
  * Draws a view: `{ areas: [{ south, west, north, east }], receivers: [{ name, latitude, longitude, colour }],
@@ -35,6 +36,7 @@ export const Scene = ScreenCanvas.extend({
 
   draw(context, size) {
     const { areas, receivers, emitters, outdated } = this._view;
+    this._middle = this._map.getCenter().lng;
     this._labels = [];
     this._boxes = [];
     context.lineJoin = "round";
@@ -53,15 +55,15 @@ export const Scene = ScreenCanvas.extend({
 
   /** Where a place is on the screen, in that copy of the world that is nearest to the middle. */
   _point(latitude, longitude) {
-    return this._map.latLngToContainerPoint([latitude, nearestLongitude(longitude, this._map.getCenter().lng)]);
+    return this.toPoint(latitude, nearestLongitude(longitude, this._middle));
   },
 
   _path(context, places) {
     const [first] = places;
-    const turn = nearestLongitude(first[1], this._map.getCenter().lng) - first[1];
+    const turn = nearestLongitude(first[1], this._middle) - first[1];
     context.beginPath();
     for (const [latitude, longitude] of places) {
-      const { x, y } = this._map.latLngToContainerPoint([latitude, longitude + turn]);
+      const { x, y } = this.toPoint(latitude, longitude + turn);
       context.lineTo(x, y);
     }
     context.closePath();
@@ -69,7 +71,12 @@ export const Scene = ScreenCanvas.extend({
 
   _drawArea(context, { south, west, north, east }) {
     const end = east < west ? east + 360 : east;
-    const corners = [[south, west], [north, west], [north, end], [south, end]];
+    const corners = [
+      [south, west],
+      [north, west],
+      [north, end],
+      [south, end],
+    ];
     this._path(context, corners);
     context.setLineDash([6, 4]);
     context.lineWidth = 1.5;
@@ -146,7 +153,9 @@ export const Scene = ScreenCanvas.extend({
   },
 
   /** Text with a rim of the ground's colour; left out where it would lie over another label. */
-  _drawLabel(context, { text, x, y, align }, size) {
+  _drawLabel(context, { text: whole, x, y, align }, size) {
+    if (x < 0 || x > size.x || y < 0 || y > size.y) return; // nor does what it belongs to show
+    const text = whole.length > LABEL_CHARACTERS ? `${whole.slice(0, LABEL_CHARACTERS - 1)}…` : whole;
     context.font = "600 12px system-ui, sans-serif";
     const width = context.measureText(text).width;
     let left = align === "below" ? x - width / 2 : x + 13;

@@ -31,9 +31,15 @@ export const ScreenCanvas = Layer.extend({
       this._canvas.style.width = `${size.x}px`;
       this._canvas.style.height = `${size.y}px`;
     }
+    this._origin = this._map.getPixelBounds().min;
     DomUtil.setPosition(this._canvas, this._map.containerPointToLayerPoint([0, 0]));
     this._context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this._context.clearRect(0, 0, size.x, size.y);
     this.draw(this._context, size);
+  },
+
+  /** Where a place is on the canvas; unlike Leaflet's own, not rounded to pixels, which would make curves uneven. */
+  toPoint(latitude, longitude) {
+    return this._map.project([latitude, longitude]).subtract(this._origin);
   },
 });

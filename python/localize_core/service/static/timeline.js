@@ -21,7 +21,8 @@ export class Timeline {
     this.#slider.addEventListener("input", () => this.#goTo(this.#slider.valueAsNumber));
     this.#slider.addEventListener("keydown", (event) => {
       // At its end the slider itself would not move, but there may be more.
-      if (["ArrowLeft", "ArrowDown", "PageDown", "Home"].includes(event.key) && this.#history.index === 0) this.#goTo(0);
+      if (["ArrowLeft", "ArrowDown", "PageDown", "Home"].includes(event.key) && this.#history.index === 0)
+        this.#goTo(0);
     });
     this.#back.addEventListener("click", () => this.#goTo(this.#history.index - 1));
     this.#on.addEventListener("click", () => this.#goTo(this.#history.index + 1));
