@@ -25,6 +25,10 @@ class FeatureFrames:
         self._reach = max(contract.n_fft - contract.hop, 0)
         self._held = np.zeros((len(contract.receivers), self._reach), np.complex64)
 
+    def restart(self) -> None:
+        """As before the first sample."""
+        self._held = np.zeros_like(self._held, shape=(len(self._held), self._reach))
+
     def push(self, samples: NDArray[np.complex64]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Frames (n, channels, rows) that the samples (R, m) complete, with levels and flags (n, R)."""
         hop = self._hop

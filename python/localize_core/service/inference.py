@@ -23,7 +23,7 @@ from localize_core.service.intake import Intake, WorkQueue
 from localize_core.service.schemas import SAMPLES, errors
 from localize_core.service.service import Service
 from localize_core.serving.engine import Engine
-from localize_core.serving.requests import MAX_REQUESTS, fit_request, samples_needed
+from localize_core.serving.requests import MAX_REQUESTS
 from localize_core.serving.requests import Request as Question
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_dict
@@ -36,10 +36,10 @@ T = TypeVar("T")
 
 
 class Desk:
-    """Takes questions, has the engine answer them and shows the fixes."""
+    """Takes the questions of one request, has the engine answer them and shows the fixes."""
 
     def __init__(self, service: Service, engine: Engine) -> None:
-        self._service, self._engine = service, engine
+        self._service, self._engine, self._began_s = service, engine, time.monotonic()
 
     def answer_one(self, question: Question) -> dict[str, Any]:
         """Raises ApiError where the question cannot be answered."""
@@ -49,9 +49,8 @@ class Desk:
         return answer
 
     def answer_many(self, questions: Sequence[Question | ApiError]) -> dict[str, Any]:
-        began_s = time.monotonic()
         answers = self.answer(questions)
-        spent_s = time.monotonic() - began_s
+        spent_s = time.monotonic() - self._began_s
         results = [
             {"ok": False, "error": each.as_dict()} if isinstance(each, ApiError) else {"ok": True, "fix": each}
             for each in answers
@@ -73,7 +72,7 @@ class Desk:
         if isinstance(question, ApiError):
             return question
         try:
-            fit_request(question, self._engine.contract, self._engine.time_steps)
+            self._engine.reader.fit(question)
         except ConfigError as error:
             message = str(error)
             field = "receivers" if message.startswith("receivers") else "iq_data"
@@ -122,7 +121,7 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
         from_samples: Callable[[bytearray, dict[str, str]], T],
         answer: Callable[[Desk, T], dict[str, Any]],
     ) -> Response:
-        desk, counter = Desk(service, ready_engine()), cast("Counter", request.app.state.counter)
+        asked, counter = ready_engine(), cast("Counter", request.app.state.counter)
         counter.queue.check()
         query = {key: value for key, value in request.query_params.items() if key != "token"}
         is_json = _is_json(request)
@@ -132,6 +131,7 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
         async with counter.intake.body(request) as body:
 
             def work() -> bytes:
+                desk = Desk(service, asked)
                 found = answer(desk, from_json(body) if is_json else from_samples(body, query))
                 return json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
 
@@ -258,7 +258,7 @@ def _contract(engine: Engine) -> dict[str, Any]:
         "sample_rate_hz": contract.sample_rate_hz,
         "frequency_hz": contract.frequency_hz,
         "receivers": [receiver.name for receiver in contract.receivers],
-        "samples": samples_needed(contract, steps),
+        "samples": engine.reader.samples_needed,
         "time_steps": steps,
         "rows": contract.rows,
         "channels": len(contract.channels),

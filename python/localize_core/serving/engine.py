@@ -26,7 +26,7 @@ from localize_core.serving.arm import Arm, Loader
 from localize_core.serving.experiment import Experiment
 from localize_core.serving.health import CONDITIONS, Health
 from localize_core.serving.likelihood import Likelihood
-from localize_core.serving.requests import MAX_REQUESTS, Request, empty_window, request_window
+from localize_core.serving.requests import MAX_REQUESTS, Request, RequestReader
 from localize_core.serving.settings import ChallengerSettings, ServingSettings
 from localize_core.serving.sources import open_champion, open_source
 from localize_core.serving.tally import FALLBACK, Tally
@@ -94,6 +94,7 @@ class Engine:
             self._champion.unavailable(str(error))
         self.contract: Contract = (self._champion.current or self._at_hand()).locator.model.contract
         self._loader.like = self.contract
+        self.reader = RequestReader(self.contract)
         self.station = station or self.contract.name
         self._numbering = threading.Lock()
         self._numbered = 0
@@ -126,6 +127,7 @@ class Engine:
         that is no good is a matter of `health`.
         """
         self._loader.time_steps = _agreed_steps(self.contract, time_steps)
+        self.reader = RequestReader(self.contract, self.time_steps)
         for version in [*self._champion.versions, *self._fallbacks()]:
             try:
                 admit(version.locator.model, time_steps=self.time_steps, like=self.contract)
@@ -139,6 +141,7 @@ class Engine:
         A challenger that is no good is a matter of `health`.
         """
         self._loader.time_steps = self.contract.time_steps or 0
+        self.reader = RequestReader(self.contract, self.time_steps)
         self._open_challenger(self.settings.challenger)
 
     def start(self, *, on_status: OnStatus | None = None, on_shadow: OnFix | None = None, live: bool = False) -> None:
@@ -263,7 +266,7 @@ class Engine:
         for index, request in enumerate(requests):
             began_s = time.monotonic()
             try:
-                window, start = request_window(request, self.contract, self.time_steps)
+                window, start = self.reader.window(request)
             except ConfigError as error:
                 log.warning("request %s: %s", request.id, error)
                 fixes[index] = self._refused(request, "invalid_request")
@@ -290,7 +293,7 @@ class Engine:
     def _refused(self, request: Request, reason: str) -> Fix:
         context = self._context(request, request.start or (int(time.time()), 0.0), time.monotonic())
         version = self._champion.current or self._at_hand()
-        return version.locator.refuse(empty_window(self.contract), context, reason)
+        return version.locator.refuse(self.reader.empty(), context, reason)
 
     def _context(self, request: Request, start: tuple[int, float], began_s: float) -> WindowContext:
         with self._numbering:

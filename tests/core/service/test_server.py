@@ -10,9 +10,10 @@ import threading
 import httpx
 import pytest
 from localize_core.errors import MissingExtraError, PublishError
+from localize_core.metrics.metrics import Metrics
 from localize_core.service.http_sink import HttpFixSink
 from localize_core.service.server import HttpServer
-from localize_core.service.service import Service
+from localize_core.service.service import Service, model_service
 from localize_core.service.settings import http_settings
 
 
@@ -95,3 +96,31 @@ def test_a_sink_at_an_address_that_is_taken():
         sink = HttpFixSink(port=taken.getsockname()[1])
         with pytest.raises(PublishError, match="cannot listen"):
             sink.open()
+
+
+def test_requests_are_measured(serve, make_engine, samples):
+    engine = make_engine()
+    metrics = Metrics(engine.station)
+    server = serve(model_service(engine, metrics=metrics))
+    with httpx.Client(base_url=server.url) as http:
+        route = "/api/v1/inference/predict"
+        binary = {"Content-Type": "application/octet-stream"}
+        assert http.post(route, content=samples(engine).tobytes(), headers=binary).status_code == 200
+        assert http.post(route, json={}).status_code == 422
+        assert http.get("/fixes", params={"limit": 0}).status_code == 422
+        assert http.get("/stations/x/likelihood").status_code == 404
+        assert http.get("/stations/y/likelihood").status_code == 404
+        scraped = http.get("/metrics")
+    assert scraped.headers["Content-Type"].startswith("text/plain")
+    for line in (
+        f'localize_requests_total{{endpoint="{route}",station="site"}} 2.0',
+        f'localize_request_errors_total{{endpoint="{route}",station="site",type="invalid"}} 1.0',
+        'localize_request_errors_total{endpoint="/fixes",station="site",type="invalid"} 1.0',
+        'localize_requests_total{endpoint="/stations/{name:path}/likelihood",station="site"} 2.0',
+        'localize_requests_active{station="site"} 0.0',
+    ):
+        assert line in scraped.text.splitlines()
+
+
+def test_without_metrics_there_is_no_route(serve):
+    assert httpx.get(f"{serve(Service()).url}metrics").status_code == 404

@@ -20,7 +20,7 @@ from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.registry import ModelRegistry
 from localize_core.model.session import OPTIMISATIONS
 from localize_core.serving.engine import Engine
-from localize_core.serving.requests import MAX_REQUESTS, Request, samples_needed
+from localize_core.serving.requests import MAX_REQUESTS, Request
 from localize_core.serving.settings import ServingSettings, make_settings
 from localize_core.serving.watcher import Watcher
 
@@ -66,8 +66,7 @@ def test_requests_alone_may_be_of_any_length(make_version):
     engine = Engine(ServingSettings(uri=str(make_version(1, contract={"min_time_steps": 3}))))
     engine.prepare_for_requests()
     contract, rng = engine.contract, np.random.default_rng(5)
-    fewest = samples_needed(contract, 0)
-    assert fewest == samples_needed(contract, 3)
+    fewest = engine.reader.samples_needed
     samples = (rng.normal(size=(2, fewest + 5 * contract.hop)) + 0j).astype(np.complex64)
     lengths = [fewest, fewest + 2 * contract.hop + 1, fewest + 5 * contract.hop]
     fixes = engine.predict([Request(str(n), samples[:, :n]) for n in (*lengths, fewest - 1)])
