@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ sys.modules["gnuradio"] = sys.modules["pmt"] = None
 from localize_apps.main import main
 sys.exit(main())
 """
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "http.md"
 TOKEN = "0123456789abcdef"
 
 
@@ -70,6 +72,10 @@ def test_a_station_answers_and_shows_its_answers(start):
         assert sum(likelihood["probability"]) == pytest.approx(1.0, abs=1e-3)
         metrics = http.get("/metrics").text
         assert 'localize_requests_total{endpoint="/api/v1/inference/predict"' in metrics
+        (program,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+        program = program.replace("http://127.0.0.1:8080/", url)
+        example = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert example.stdout == "no_fix silence None\n"
         assert http.get("/").headers["Content-Type"].startswith("text/html")
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) == 0

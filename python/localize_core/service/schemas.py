@@ -151,7 +151,7 @@ class BatchAnswer(_Model):
     """One result for each question, in their order."""
 
     results: list[Answered | Failed]
-    total_time_ms: float
+    total_time_ms: float = Field(description="of reading and answering all of them, once their turn had come")
     samples_per_second: float = Field(description="questions answered in a second; one is an element of iq_samples")
 
 
