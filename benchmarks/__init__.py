@@ -19,5 +19,6 @@ BENCHMARKS = {
         "http_load",
         "The HTTP service under a hundred clients: JSON and binary, single and batch, cache on and off.",
     ),
+    "map": ("map_load", "The live map under 100 fixes a second: frames, delay, memory of the page, first fix."),
     "fan_out": ("fan_out", "Fixes to 1, 10 and 100 subscribers over ZeroMQ and Redis, and beside one that is stopped."),
 }
