@@ -83,7 +83,7 @@ def create_app(service: Service, settings: HttpSettings | None = None) -> FastAP
 def _pages(app: FastAPI, service: Service, settings: HttpSettings) -> None:
     """The map, the description of the API, and metrics."""
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def index() -> Response:
         if not (STATIC / "index.html").is_file():
             raise ApiError(404, "this installation has no map page")
@@ -102,7 +102,7 @@ def _pages(app: FastAPI, service: Service, settings: HttpSettings) -> None:
             body, content_type = metrics.render(accept)
             return Response(body, headers={"Content-Type": content_type})
 
-    @app.get("/docs", include_in_schema=False)
+    @app.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
     def docs() -> Response:
         return FileResponse(STATIC / "docs.html")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class Bell:
     def ring(self) -> None:
         if not self._rung:  # the loop is told once, however many fixes come before it listens
             self._rung = True
-            self._loop.call_soon_threadsafe(self._wake)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: there is nobody to wake
+                self._loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
         """Have all readers end."""

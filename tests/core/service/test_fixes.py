@@ -110,9 +110,9 @@ def test_before_the_first_fix(client, service):
     assert http.get("/fixes.geojson").json()["features"] == []
 
 
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [
+def test_questions_that_make_no_sense(client, service):
+    http = client(service)
+    for path, field in (
         ("/fixes?limit=0", "limit"),
         ("/fixes?limit=1001", "limit"),
         ("/fixes?before=x", "before"),
@@ -120,11 +120,9 @@ def test_before_the_first_fix(client, service):
         ("/fixes?before=1&after=1", "after"),
         ("/fixes?status=good", "status"),
         ("/fixes/stream?history=-1", "history"),
-    ],
-)
-def test_questions_that_make_no_sense(client, service, path, field):
-    response = client(service).get(path)
-    assert (response.status_code, response.json()["error"]["field"]) == (422, field)
+    ):
+        response = http.get(path)
+        assert (path, response.status_code, response.json()["error"]["field"]) == (path, 422, field)
 
 
 def test_files_for_maps(client, service, make_fix):
@@ -280,10 +278,11 @@ def test_stations_tell_their_state(make_engine, client):
     stream.close()
 
 
-@pytest.mark.parametrize("name", ["site", "elsewhere", "no where/at all"])
-def test_no_likelihood(make_engine, client, name):
-    response = client(make_engine()).get(f"/stations/{name}/likelihood")
-    assert (response.status_code, response.json()["error"]["code"]) == (404, "no_likelihood")
+def test_no_likelihood(make_engine, client):
+    http = client(make_engine())
+    for name in ("site", "elsewhere", "no where/at all"):
+        response = http.get(f"/stations/{name}/likelihood")
+        assert (name, response.status_code, response.json()["error"]["code"]) == (name, 404, "no_likelihood")
 
 
 def test_a_station_that_is_known_beforehand(client):

@@ -33,7 +33,7 @@ def http(make_engine, client, samples) -> httpx.Client:
     return http
 
 
-def test_whatever_is_asked_the_answer_is_as_described(http):
+def test_whatever_is_asked_the_answer_is_as_described(http, tmp_path):
     done = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{http.base_url}openapi.json"),
@@ -44,6 +44,7 @@ def test_whatever_is_asked_the_answer_is_as_described(http):
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,  # where it leaves its report
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     assert "Tested: 16" in done.stdout

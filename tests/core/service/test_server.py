@@ -124,3 +124,20 @@ def test_requests_are_measured(serve, make_engine, samples):
 
 def test_without_metrics_there_is_no_route(serve):
     assert httpx.get(f"{serve(Service()).url}metrics").status_code == 404
+
+
+def test_fixes_that_come_while_it_stops_hurt_nobody(make_fix):
+    service = Service()
+    server = HttpServer(service, http_settings(port=0))
+    server.start()
+    httpx.get(f"{server.url}fixes")
+    (ring,) = service.history._watchers  # what a publisher may still hold
+    server.stop()
+    assert service.history._watchers == []
+    ring()
+    service.publish(make_fix())
+
+
+def test_a_page_can_be_asked_for_by_its_head(serve):
+    response = httpx.head(serve(Service()).url)
+    assert (response.status_code, response.content) == (200, b"")
