@@ -262,8 +262,10 @@ class ModelInfo(ModelVersions):
     sample_rate_hz: float
     frequency_hz: float | None
     receivers: list[str] = Field(description="in the order of their samples")
-    samples: int = Field(description="of each receiver that a question needs; more are left alone")
-    time_steps: int
+    samples: int = Field(description="of each receiver that a question needs at least")
+    time_steps: int = Field(
+        description="frames that are looked at, more are left alone; 0 for all that a question brings"
+    )
     rows: int
     channels: int
 
