@@ -16,14 +16,14 @@ from localize_apps.demo import demo_station, error_m, scene_of, summary_line, tr
 from localize_apps.demo_picture import draw
 from localize_apps.demo_view import DemoView, DotMap, sparkline
 from localize_apps.main import main
-from localize_apps.subscribe import receive
 from localize_core.errors import PublishError
 from localize_core.score import score
 from localize_core.types.fix import Fix, Position
 from localize_core.wire.fix_json import fix_from_json
 from rich.console import Console
 
-COMMAND = [sys.executable, "-m", "localize_apps.main", "demo", "--fast"]
+FAST = ["demo", "--fast"]
+COMMAND = [sys.executable, "-m", "localize_apps.main", *FAST]
 PNG = b"\x89PNG\r\n"
 
 
@@ -41,7 +41,15 @@ def published() -> list[Fix]:
 @pytest.fixture(scope="module")
 def fixes(endpoint: str, published: list[Fix]) -> list[Fix]:
     """The fixes of six seconds, as `--json` prints them."""
-    subscriber = threading.Thread(target=lambda: published.append(next(receive(endpoint, "fix", 60.0))))
+
+    def listen() -> None:
+        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.setsockopt(zmq.RCVTIMEO, 60_000)
+            socket.subscribe("fix")
+            socket.connect(endpoint)
+            published.append(fix_from_json(socket.recv_multipart()[-1]))
+
+    subscriber = threading.Thread(target=listen)
     subscriber.start()
     command = [*COMMAND, "--duration", "6", "--json", "--no-picture", "--zmq", endpoint]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -65,11 +73,10 @@ def test_fixes_are_published_meanwhile(fixes: list[Fix], published: list[Fix]) -
     assert published[0] in fixes
 
 
-def test_lines_and_picture_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_lines_and_picture_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "made" / "here"
-    command = [*COMMAND, "--duration", "3", "--output", folder, "--zmq", f"ipc://{tmp_path}/fixes"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    *lines, summary, picture = done.stdout.splitlines()
+    assert main([*FAST, "--duration", "3", "--output", str(folder), "--zmq", f"ipc://{tmp_path}/fixes"]) == 0
+    *lines, summary, picture = capsys.readouterr().out.splitlines()
     assert len(lines) == 15
     assert all(" error " in line and "±" in line for line in lines)
     assert summary.startswith("15 fixes, median error")
@@ -79,7 +86,7 @@ def test_lines_and_picture_where_there_is_no_terminal(tmp_path: Path) -> None:
 
 def test_live_view_in_a_terminal(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [*COMMAND, "--duration", "3", "--no-picture", "--zmq", f"ipc://{tmp_path}/fixes"]
+    command = [*COMMAND, "--duration", "3", "--no-picture", "--no-map", "--zmq", f"ipc://{tmp_path}/fixes"]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "30"}
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
         os.close(theirs)
@@ -102,13 +109,11 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def test_an_endpoint_in_use_is_a_failure(tmp_path: Path) -> None:
+def test_an_endpoint_in_use_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     with zmq.Context() as context, context.socket(zmq.PUB) as socket:
         port = socket.bind_to_random_port("tcp://127.0.0.1")
-        command = [*COMMAND, "--duration", "3", "--no-picture", "--zmq", f"tcp://127.0.0.1:{port}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert str(port) in done.stderr
+        assert main([*FAST, "--duration", "3", "--no-picture", "--zmq", f"tcp://127.0.0.1:{port}"]) == 1
+    assert str(port) in capsys.readouterr().err
 
 
 def test_wrong_usage() -> None:
@@ -144,12 +149,16 @@ def test_picture_without_a_single_position(fixes: list[Fix], tmp_path: Path) -> 
     assert summary_line(score(nowhere, truth)) == "30 fixes, none with a position"
 
 
-def test_without_matplotlib_it_says_what_is_missing(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['matplotlib'] = None; from localize_apps.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", script, "demo", "--fast", "--duration", "3", "--zmq", f"ipc://{tmp_path}/fixes"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "pip install 'gr-localize[plot]'" in done.stdout
+def test_without_matplotlib_it_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "localize_apps.demo_picture")  # which has it already
+    assert main([*FAST, "--duration", "3", "--zmq", f"ipc://{tmp_path}/fixes"]) == 0
+    assert "pip install 'gr-localize[plot]'" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.png"))
 
 

@@ -99,11 +99,11 @@ def test_json_alone_on_standard_output_with_all_there_is_to_log(folder):
     assert all(fix.status == "ok" for fix in fixes)
 
 
-def test_lines_for_people_and_a_quiet_log(folder):
-    done = call("run", "station.toml", "--fast", "--duration", "0.35")
-    assert done.returncode == 0
-    assert re.fullmatch(r"(2026-01-01T00:00:00\.\d+Z ok 45\.\d+ 7\.\d+ ±\d+ m \(95 %\).*\n){3}", done.stdout)
-    assert done.stderr == ""
+def test_lines_for_people_and_a_quiet_log(folder, capsys):
+    assert main(["run", "station.toml", "--fast", "--duration", "0.35"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"(2026-01-01T00:00:00\.\d+Z ok 45\.\d+ 7\.\d+ ±\d+ m \(95 %\).*\n){3}", out)
+    assert err == ""
 
 
 def test_whoever_has_seen_enough_may_close_the_pipe(folder):
@@ -154,9 +154,9 @@ def test_a_slow_listener_gets_what_was_answered_before_the_end(folder, station):
 # failures
 
 
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(errors: str) -> str:
     """The one line that says what is wrong."""
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("gr-localize: "))
+    (line,) = (line for line in errors.splitlines() if line.startswith("gr-localize: "))
     assert "Traceback" not in line
     return line
 
@@ -201,13 +201,12 @@ def test_redis_and_mqtt(folder, start_redis, start_mosquitto):
     assert by_topic["gr-localize/one/state"] == "offline"
 
 
-def test_a_sink_whose_endpoint_is_in_use(folder):
+def test_a_sink_whose_endpoint_is_in_use(folder, capsys):
     with zmq.Context() as context, context.socket(zmq.PUB) as socket:
         port = socket.bind_to_random_port("tcp://127.0.0.1")
         write(folder, 'file = { path = "fixes.jsonl" }', f'zmq = {{ endpoint = "tcp://127.0.0.1:{port}" }}')
-        done = call("run", "station.toml", "--json")  # endless, were it not for the failure
-    assert done.returncode == 1
-    assert str(port) in error_line(done)
+        assert main(["run", "station.toml", "--json"]) == 1  # endless, were it not for the failure
+    assert str(port) in error_line(capsys.readouterr().err)
 
 
 def test_a_file_that_cannot_be_written(folder, station, capsys):
@@ -267,25 +266,29 @@ def test_a_status_listener_hears_of_the_model(station):
     assert statuses[0]["model"] == "compiled-one"
 
 
-def test_a_simulation_that_runs_again_is_answered_by_redis(folder, start_redis):
-    """Two processes, which have nothing in common but that; a run in real time infers all the same."""
+def test_a_simulation_that_runs_again_is_answered_by_redis(folder, start_redis, capsys):
+    """This process and another have nothing in common but that; a run in real time infers all the same."""
     write(folder, "[publish]", f'[cache]\nredis = "{start_redis().url}"\n[publish]')
-    found = []
-    for pace in (["--fast"], ["--fast"], []):
-        done = call("run", "station.toml", "--json", "--duration", "1.05", *pace)
-        assert (done.returncode, done.stderr) == (0, "")
-        found.append([fix_from_json(line) for line in done.stdout.splitlines()])
+    command = ["run", "station.toml", "--json", "--duration", "1.05"]
+    assert main([*command, "--fast"]) == 0
+    said = [capsys.readouterr()]
+    done = call(*command, "--fast")
+    assert done.returncode == 0
+    assert main(command) == 0
+    said += [(done.stdout, done.stderr), capsys.readouterr()]
+    assert [err for _, err in said] == ["", "", ""]
+    found = [[fix_from_json(line) for line in out.splitlines()] for out, _ in said]
     assert [[fix.cache_hit for fix in fixes] for fixes in found] == [[False] * 10, [True] * 10, [False] * 10]
     assert [fix.position for fix in found[0]] == [fix.position for fix in found[1]]
 
 
-def test_a_station_whose_redis_is_away_runs(folder):
+def test_a_station_whose_redis_is_away_runs(folder, capsys):
     write(folder, "[publish]", '[cache]\nredis = "redis://user:hunter2@127.0.0.1:9"\n[publish]')
-    done = call("run", "station.toml", "--fast", "--json", "--duration", "1.05")
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 10
-    assert "Redis is not asked until it is well again" in done.stderr
-    assert "hunter2" not in done.stderr
+    assert main(["run", "station.toml", "--fast", "--json", "--duration", "1.05"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 10
+    assert "Redis is not asked until it is well again" in err
+    assert "hunter2" not in err
 
 
 # what cannot run
