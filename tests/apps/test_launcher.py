@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,17 @@ def clone(tmp_path: Path) -> Path:
     return copy_tree(tmp_path / "a clone")
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Path:
+def make_machine(folder: Path) -> Path:
     """A PATH with the base system and nothing else."""
-    folder = tmp_path / "bin"
     folder.mkdir()
     for name in BASE_SYSTEM:
         (folder / name).symlink_to(shutil.which(name) or pytest.fail(f"no {name} here"))
     return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    return make_machine(tmp_path / "bin")
 
 
 def install_program(machine: Path, name: str, script: str) -> None:
@@ -113,27 +117,6 @@ def test_apt_fails(clone: Path, machine: Path) -> None:
     assert "gnuradio python3-venv" in (clone / ".setup.log").read_text()
 
 
-def test_apt_installs_a_python_with_gnuradio(clone: Path, machine: Path) -> None:
-    """A pip that fails then leaves an environment that the next start makes anew."""
-    install_program(machine, "sudo", '"$@"')
-    install_program(
-        machine, "apt-get", f'[ "$1" = update ] || ln -sf "{os.path.realpath(sys.executable)}" "{machine}/python3"'
-    )
-    done = start(clone / "gr-localize", "doctor", PATH=str(machine), PIP_NO_INDEX="1")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "installing gnuradio python3-venv" in done.stderr
-    assert "failed: installing Python packages" in done.stderr
-    assert "No matching distribution found" in done.stderr
-
-    half_made = clone / ".venv" / "half-made"
-    half_made.touch()
-    done = start(clone / "gr-localize", "--version", PATH=str(machine), **OFFLINE)
-    assert done.returncode == 0, done.stderr
-    assert "making the Python environment" in done.stderr
-    assert not half_made.exists()
-
-
 def test_leaves_an_environment_of_someone_else_alone(clone: Path) -> None:
     (clone / ".venv").mkdir()
     done = start(clone / "gr-localize", "doctor", **OFFLINE)
@@ -149,21 +132,59 @@ def test_help_sets_nothing_up(clone: Path, machine: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
+@dataclass(frozen=True)
+class SetUp:
+    """A clone on a machine without GNU Radio: what a first start said, whose pip failed, and then two at once."""
+
+    clone: Path
+    half_made: Path
+    failed: subprocess.CompletedProcess[str]
+    both: list[tuple[int, str, str]]
+
+
 @pytest.fixture(scope="module")
-def ready_clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Set up by two starts at once."""
-    clone = copy_tree(tmp_path_factory.mktemp("machine") / "a clone")
+def set_up(tmp_path_factory: pytest.TempPathFactory) -> SetUp:
+    folder = tmp_path_factory.mktemp("machine")
+    clone, machine = copy_tree(folder / "a clone"), make_machine(folder / "bin")
+    install_program(machine, "sudo", '"$@"')
+    install_program(
+        machine, "apt-get", f'[ "$1" = update ] || ln -sf "{os.path.realpath(sys.executable)}" "{machine}/python3"'
+    )
+    failed = start(clone / "gr-localize", "doctor", PATH=str(machine), PIP_NO_INDEX="1")
+    half_made = clone / ".venv" / "half-made"
+    if half_made.parent.exists():
+        half_made.touch()
     command = [str(clone / "gr-localize"), "--version"]
-    environment = {**os.environ, **OFFLINE}
+    environment = {"HOME": os.environ["HOME"], "PATH": str(machine), **OFFLINE}
     both = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert all(out.startswith("gr-localize, version") for out, _ in said)
-    assert sum("making the Python environment" in err for _, err in said) == 1
-    return clone
+    return SetUp(
+        clone, half_made, failed, [(process.returncode, *each) for process, each in zip(both, said, strict=True)]
+    )
+
+
+def test_apt_installs_a_python_with_gnuradio(set_up: SetUp) -> None:
+    assert set_up.failed.returncode == 1
+    assert set_up.failed.stdout == ""
+    assert "installing gnuradio python3-venv" in set_up.failed.stderr
+    assert "failed: installing Python packages" in set_up.failed.stderr
+    assert "No matching distribution found" in set_up.failed.stderr
+
+
+def test_an_environment_half_made_is_made_anew_by_one_of_two_starts_at_once(set_up: SetUp) -> None:
+    assert [code for code, _, _ in set_up.both] == [0, 0], set_up.both
+    assert all(out.startswith("gr-localize, version") for _, out, _ in set_up.both)
+    assert sum("making the Python environment" in err for _, _, err in set_up.both) == 1
+    assert not set_up.half_made.exists()
+
+
+@pytest.fixture
+def ready_clone(set_up: SetUp) -> Path:
+    assert [code for code, _, _ in set_up.both] == [0, 0], set_up.both
+    return set_up.clone
 
 
 def test_second_start_does_nothing_but_start(ready_clone: Path, tmp_path: Path) -> None:
@@ -174,23 +195,30 @@ def test_second_start_does_nothing_but_start(ready_clone: Path, tmp_path: Path) 
     assert done.stdout.startswith("gr-localize, version")
 
 
-def test_tests_bring_their_redis_server_and_go_on_without(ready_clone: Path, machine: Path, tmp_path: Path) -> None:
+def test_tests_bring_their_servers_and_browser_and_go_on_without(
+    ready_clone: Path, machine: Path, tmp_path: Path
+) -> None:
     launcher = ready_clone / "gr-localize"
-    install_program(machine, "redis-server", "exit 0")
+    for name in ("redis-server", "mosquitto", "chromium"):
+        install_program(machine, name, "exit 0")
     install_program(machine, "sudo", '"$@"')
-    assert start(launcher, "test", "--version", **OFFLINE).returncode == 0
+    done = start(launcher, "test", "--version", **{**OFFLINE, "PATH": f"{machine}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stderr
+    assert "redis-server" not in done.stderr
     (machine / "redis-server").unlink()
+    (machine / "chromium").unlink()
 
     done = start(launcher, "test", "--version", PATH=str(machine), PYTHONPATH=OFFLINE["PYTHONPATH"])
     assert done.returncode == 0
-    assert "going on without redis-server: its tests are skipped" in done.stderr
+    assert "going on without redis-server chromium: their tests are skipped" in done.stderr
 
     asked = tmp_path / "asked"
     install_program(machine, "apt-get", f'echo "$@" >> "{asked}"')
+    install_program(machine, "chromium-browser", "exit 0")  # Ubuntu's name
     done = start(launcher, "test", "--version", PATH=str(machine), PYTHONPATH=OFFLINE["PYTHONPATH"])
     assert done.returncode == 0, done.stderr
     assert "pytest" in done.stdout
-    assert asked.read_text().splitlines()[-1].endswith(" redis-server")
+    assert asked.read_text().splitlines()[-1].endswith("=300 redis-server")
 
 
 def test_arguments_and_exit_code_pass_through(ready_clone: Path) -> None:
