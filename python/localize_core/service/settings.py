@@ -64,7 +64,7 @@ class HttpOptions(BaseModel):
     )
     attribution: str = Field("", max_length=500, description="whom the tiles are from, as their terms demand")
     max_body_bytes: int = Field(128 << 20, ge=1024, le=4 << 30, description="of one request")
-    queue_requests: int = Field(64, ge=0, le=10_000, description="requests that may wait for the model")
+    queue_requests: int = Field(256, ge=0, le=10_000, description="requests that may wait for the model")
     cors_origins: list[Annotated[str, AfterValidator(_checked_origin)]] = Field(
         [], description="other sites whose pages may ask, such as https://map.example.org"
     )
