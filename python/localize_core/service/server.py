@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-GRACE_S = 2.0
+GRACE_S = 2
 """What requests in progress get when the server stops."""
 STOP_S = 5.0
-KEEP_ALIVE_S = 75.0
+KEEP_ALIVE_S = 75
 BACKLOG = 1024
 
 
@@ -66,8 +66,8 @@ class HttpServer:
             lifespan="on",
             server_header=False,
             backlog=BACKLOG,
-            timeout_keep_alive=int(KEEP_ALIVE_S),
-            timeout_graceful_shutdown=int(GRACE_S),
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listening],), name="localize-http", daemon=True)
