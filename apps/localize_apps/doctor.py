@@ -51,7 +51,6 @@ EXTRAS = {
         "msgspec": "0.18",
         "prometheus-client": "0.20",
         "pysimdjson": "6",
-        "sse-starlette": "2",
         "uvicorn": "0.27",
         "uvloop": "0.19",
     },
