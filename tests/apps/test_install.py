@@ -89,9 +89,9 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pip_installation(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
     venv = tmp_path_factory.mktemp("venv")
-    run(sys.executable, "-m", "venv", "--system-site-packages", venv)
+    run(sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", venv)
     python = venv / "bin" / "python"
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
     modules = venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
     # the dependencies of the Python that runs the tests; its own gr-localize comes after the one under test
     (modules / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
