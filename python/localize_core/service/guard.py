@@ -65,7 +65,7 @@ class Guard:
         if not self._token and not self._is_own_name(host):
             return ApiError(421, "this server answers to localhost only", field="Host", received=host).response()
         origin = headers.get("origin")
-        foreign = origin is not None and origin not in self._origins and urlsplit(origin).netloc != host
+        foreign = origin is not None and origin not in self._origins and origin.partition("://")[2] != host
         if foreign and scope["method"] not in SAFE_METHODS:
             return ApiError(403, "pages of other sites may not do this", field="Origin", received=origin).response()
         if self._token and scope["path"] != OPEN_PATH:

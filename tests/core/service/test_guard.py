@@ -66,7 +66,7 @@ def test_with_a_token_any_name_will_do(guarded):
 def test_other_pages_change_nothing(client):
     http = client(Service())
     own = f"http://127.0.0.1:{http.base_url.port}"
-    for origin in ("https://evil.example.org", "null", f"http://127.0.0.1:{http.base_url.port + 1}"):
+    for origin in ("https://evil.example.org", "null", "http://[::1", f"http://127.0.0.1:{http.base_url.port + 1}"):
         response = http.post(RELOAD, headers={"Origin": origin})
         assert (response.status_code, response.json()["error"]["field"]) == (403, "Origin")
     assert http.post(RELOAD, headers={"Origin": own}).status_code == 503  # there is no model
