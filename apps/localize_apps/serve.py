@@ -41,14 +41,8 @@ PORT_HELP = "0 takes any that is free.  [default: the station's, 8080]"
     help="Also show the fixes that are published there: tcp://, ipc://, redis://, mqtt:// or http://. Any number.",
 )
 @click.option("--host", help="Address to listen at.  [default: the station's, 127.0.0.1]")
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), help="0 takes any that is free.  [default: the station's, 8080]"
-)
-@click.option(
-    "--token",
-    help=f"What every request must carry. Others on this machine can see it: better is "
-    f"--token-file, or {TOKEN_VARIABLE} in the environment.",
-)
+@click.option("--port", type=click.IntRange(0, 65_535), help=PORT_HELP)
+@click.option("--token", help=TOKEN_HELP)
 @click.option("--token-file", type=click.Path(path_type=Path), help="File whose first line is the token.")
 @click.option(
     "--recordings",
@@ -135,10 +129,10 @@ def _following(url: str, service: Service) -> Iterator[None]:
     """Show the fixes that are published at `url` meanwhile."""
     from localize_core.client.subscribe import subscribe
 
-    def tell(state: str, reason: str) -> None:
-        log.log(logging.INFO if state == "connected" else logging.WARNING, "%s: %s %s", url, state, reason)
-
-    subscription = subscribe(url, on_state=tell).start(service.publish)
+    fixes = subscribe(url)
+    subscription = fixes.start(
+        service.publish, lambda error: log.error("%s is not shown any more: %s", fixes.name, error)
+    )
     try:
         yield
     finally:

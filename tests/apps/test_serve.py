@@ -17,7 +17,11 @@ import httpx
 import numpy as np
 import pytest
 from localize_apps.main import main
+from localize_apps.serve import _following
 from localize_core.resources import shared_file
+from localize_core.service.server import HttpServer
+from localize_core.service.service import Service
+from localize_core.service.settings import http_settings
 from localize_core.sinks.zmq_sink import ZmqFixSink
 
 WAIT_S = 60.0
@@ -100,6 +104,22 @@ def test_a_map_of_what_another_station_publishes(start, make_fix):
         sink.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(WAIT_S) == 0
+
+
+def test_a_source_that_refuses_is_told_once_and_without_password(caplog):
+    server = HttpServer(Service(), http_settings(port=0, token=TOKEN))
+    server.start()
+    try:
+        with _following(server.url.replace("//", "//anna:geheim@", 1), Service()):
+            deadline = time.monotonic() + WAIT_S
+            while "look at the token" not in caplog.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        server.stop()
+    (record,) = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert record.getMessage().startswith(f"{server.url} is not shown any more: ")
+    assert "geheim" not in record.getMessage()
 
 
 @pytest.mark.parametrize(
