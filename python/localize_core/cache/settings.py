@@ -81,10 +81,12 @@ def checked_redis_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{wanted}: {error}") from error
+    except ValueError:  # its message has what stands for the port, which may be a part of the password
+        raise ValueError(f"{wanted}; / ? # in a password are %2F %3F %23") from None
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
         raise ValueError(wanted)
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError(f"{wanted}; / ? # in a password are %2F %3F %23")
     if not re.fullmatch(r"/?\d*", parts.path):
         raise ValueError(f"the database is a number, found {parts.path!r}; {wanted}")
     # The client's other options, such as its own time limits and retries, would undo what keeps streams from waiting.
@@ -97,8 +99,8 @@ def checked_redis_url(url: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """Text as it may be shown: the password of an address in it left out."""
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:…@", text)
+    """Text as it may be shown: the password of an address in it left out, up to the last @ as whoever reads it does."""
+    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:…@", text)
 
 
 def cache_settings(mode: str, redis: str = "", *, similar: bool = False) -> CacheSettings | None:

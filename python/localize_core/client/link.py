@@ -85,8 +85,8 @@ def split_url(url: str, wanted: str) -> SplitResult:
 
 def without_credentials(url: str) -> str:
     """The address as it may be shown: without user, password and query."""
-    scheme, mark, rest = url.partition("?")[0].partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}"
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"  # a password may hold what begins a query
 
 
 def tls_context(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:

@@ -59,8 +59,8 @@ def mqtt_address(url: str) -> MqttAddress:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"url={without_password(url)!r}: {wanted}: {error}") from error
+    except ValueError:  # its message has what stands for the port, which may be a part of the password
+        raise ConfigError(f"url={without_password(url)!r}: {wanted}; / ? # in a password are %2F %3F %23") from None
     extra = parts.path.strip("/") or parts.query or parts.fragment
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0 or extra:
         raise ConfigError(f"url={without_password(url)!r}: {wanted}")

@@ -54,6 +54,13 @@ def test_passwords_are_not_repeated() -> None:
         cache_settings("auto", "http://station:hunter2@host:6379")
     assert "hunter2" not in str(raised.value)
     assert "station" in str(raised.value)
+    for special in ("hunter2/", "hunter2?", "hunter2#", "1/hunter2", "hunter2@"):
+        address = f"redis://station:{special}2@host"
+        assert "hunter2" not in without_password(address)
+        if "@" not in special:  # the last @ ends it
+            with pytest.raises(ValueError, match="in a password are %2F") as refused:
+                checked_redis_url(address)
+            assert "hunter2" not in str(refused.value)
     assert without_password("redis://:hunter2@host and redis://host:1/0") == "redis://:…@host and redis://host:1/0"
 
 

@@ -214,6 +214,7 @@ def test_an_error_in_the_state_callback_is_logged_and_fixes_go_on(publisher, mak
         ("redis://:hush@127.0.0.1:1/zero", {}, "the database is a number"),
         ("redis://127.0.0.1:1", {"ca_file": "x"}, "rediss://"),
         ("redis://", {}, "wanted redis://HOST:PORT"),
+        ("redis://me:hush?2@127.0.0.1:1", {}, "in a password are %2F"),
         ("mqtt://127.0.0.1:1", {"history": 2}, "history=2: wanted 0 or 1"),
         ("mqtt://127.0.0.1:1", {"since": "1"}, "since: cannot be had with mqtt://"),
         ("mqtt://127.0.0.1:70000", {}, "wanted mqtt://HOST:PORT"),

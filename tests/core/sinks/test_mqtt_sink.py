@@ -341,6 +341,7 @@ def test_addresses(url, address):
         ({"url": "mqtt://host:99999"}, "url='mqtt://host:99999'"),
         ({"url": "mqtt://u:hunter2@host:0"}, "url='mqtt://u:…@host:0'"),
         ({"url": "mqtt://:hunter2@host"}, "a password belongs to a user"),
+        ({"url": "mqtt://station:hunter2/2@host"}, "in a password are %2F"),
         ({"url": "mqtt://host/topic"}, "url='mqtt://host/topic'"),
         ({"topic": ""}, "topic=''"),
         ({"topic": "a//b"}, "topic='a//b'"),
