@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,8 @@ from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 
 DEFAULT_CAPACITY = 10_000
+PAGE = 100
+"""Entries that a reader going backwards takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class FixHistory:
     """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
-        self._entries: deque[Entry] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._entries: list[Entry] = []  # as a ring: a deque is slow in its middle, where slow readers are
         self._first = self._next = int(time.time() * 1e6)
         self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] = []
@@ -52,8 +54,12 @@ class FixHistory:
         json = fix_to_json(fix)
         with self._lock:
             cursor = self._next
+            entry = Entry(cursor, fix, json)
+            if len(self._entries) < self._capacity:
+                self._entries.append(entry)
+            else:
+                self._entries[(cursor - self._first) % self._capacity] = entry
             self._next += 1
-            self._entries.append(Entry(cursor, fix, json))
             watchers = tuple(self._watchers)
         for watcher in watchers:
             watcher()
@@ -85,14 +91,18 @@ class FixHistory:
         return list(islice(self.backwards(cursor), limit))
 
     def backwards(self, cursor: int | None = None) -> Iterator[Entry]:
-        """All entries before a cursor, newest first, as they are now."""
-        with self._lock:
-            entries = list(self._entries)
-        return (entry for entry in reversed(entries) if cursor is None or entry.cursor < cursor)
+        """All entries before a cursor, newest first, as far as they are still kept when their turn comes."""
+        while True:
+            with self._lock:
+                oldest = self._next - len(self._entries)
+                end = self._next if cursor is None else min(cursor, self._next)
+                cursor = max(oldest, end - PAGE)
+                page = self._slice(cursor, end - cursor)
+            if not page:
+                return
+            yield from reversed(page)
 
     def _slice(self, first: int, limit: int) -> list[Entry]:
-        """Entries from a cursor on. From the end: readers are mostly near it, and a deque is slow in its middle."""
-        wanted = self._next - first
-        entries = list(islice(reversed(self._entries), wanted))
-        entries.reverse()
-        return entries[:limit]
+        """Entries from a cursor on. Needs the lock."""
+        cursors = range(first, min(first + limit, self._next))
+        return [self._entries[(cursor - self._first) % self._capacity] for cursor in cursors]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from localize_core.errors import ConfigError
-from localize_core.service.history import FixHistory
+from localize_core.service.history import PAGE, FixHistory
 from localize_core.wire.fix_json import fix_from_json
 
 
@@ -49,6 +49,17 @@ def test_a_cursor_that_was_never_given_reads_from_the_beginning(make_fix):
     cursor = history.append(make_fix())
     for stranger in (0, cursor - 2, cursor + 1):
         assert [entry.cursor for entry in history.after(stranger, 10)[1]] == [cursor]
+
+
+def test_going_backwards_over_pages_while_fixes_come(make_fix):
+    history, fix = FixHistory(3 * PAGE), make_fix()
+    first = [history.append(fix) for _ in range(7 * PAGE)][-3 * PAGE]
+    backwards = history.backwards()
+    seen = [next(backwards).cursor for _ in range(PAGE + 1)]
+    for _ in range(PAGE // 2):
+        history.append(fix)
+    seen += [entry.cursor for entry in backwards]
+    assert seen == list(range(first + 3 * PAGE - 1, first + PAGE // 2 - 1, -1))
 
 
 def test_watchers_are_told_after_each_fix(make_fix):
