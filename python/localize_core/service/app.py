@@ -22,12 +22,15 @@ from localize_core.service.fixes import Bell, Live, fix_routes
 from localize_core.service.guard import Guard
 from localize_core.service.inference import Counter, inference_routes
 from localize_core.service.intake import Intake, WorkQueue
+from localize_core.service.model_queue import TOGETHER, ModelQueue
 from localize_core.service.schemas import MapSettings, components
 from localize_core.service.service import Service
 from localize_core.service.settings import HttpSettings
 
 THREADS = 2
-"""Requests that are worked on at a time: one is read while the model answers another."""
+"""In which requests are read."""
+AT_ONCE = 2 * TOGETHER
+"""Requests that are worked on: some are read while the model answers others."""
 DESCRIPTION = """Fixes, stations and inference of a gr-localize station.
 
 Every error is `{"error": {"code", "message", "field", "received"}}`."""
@@ -41,8 +44,9 @@ def create_app(service: Service, settings: HttpSettings | None = None) -> FastAP
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         live = app.state.live = Live(Bell())
-        queue = WorkQueue(threads=THREADS, waiting=settings.queue_requests)
-        app.state.counter = Counter(Intake(settings.max_body_bytes), queue)
+        queue = WorkQueue(at_once=AT_ONCE, threads=THREADS, waiting=settings.queue_requests)
+        model = None if service.engine is None else ModelQueue(service.engine)
+        app.state.counter = Counter(Intake(settings.max_body_bytes), queue, model)
         service.history.watch(live.bell.ring)
         following = asyncio.create_task(live.follow(service))
         try:
@@ -50,6 +54,8 @@ def create_app(service: Service, settings: HttpSettings | None = None) -> FastAP
         finally:
             following.cancel()
             queue.close()
+            if model is not None:
+                model.close()
             service.history.unwatch(live.bell.ring)
 
     app = FastAPI(

@@ -7,8 +7,9 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -20,6 +21,7 @@ from localize_core.service import decode, schemas
 from localize_core.service.errors import ApiError
 from localize_core.service.fixes import Live
 from localize_core.service.intake import Intake, WorkQueue
+from localize_core.service.model_queue import ModelQueue
 from localize_core.service.schemas import SAMPLES, errors
 from localize_core.service.service import Service
 from localize_core.serving.engine import Engine
@@ -32,41 +34,29 @@ PREFIX = "/api/v1/inference"
 OPEN_PATH = f"{PREFIX}/live"
 """The one route that asks for no token: it says only that somebody is there."""
 
-T = TypeVar("T")
+Shown = dict[str, Any] | ApiError
+Form = Callable[[Sequence[Shown], float], dict[str, Any]]
+"""Makes the answer to a request of those to its questions, and of the time that they took."""
 
 
 class Desk:
-    """Takes the questions of one request, has the engine answer them and shows the fixes."""
+    """Takes the questions of one request, has them answered and shows the fixes."""
 
-    def __init__(self, service: Service, engine: Engine) -> None:
-        self._service, self._engine, self._began_s = service, engine, time.monotonic()
+    def __init__(self, service: Service, engine: Engine, model: ModelQueue, form: Form) -> None:
+        self._service, self._engine, self._model, self._form = service, engine, model, form
+        self._began_s = time.monotonic()
 
-    def answer_one(self, question: Question) -> dict[str, Any]:
-        """Raises ApiError where the question cannot be answered."""
-        answer = self.answer([question])[0]
-        if isinstance(answer, ApiError):
-            raise answer
-        return answer
-
-    def answer_many(self, questions: Sequence[Question | ApiError]) -> dict[str, Any]:
-        answers = self.answer(questions)
-        spent_s = time.monotonic() - self._began_s
-        results = [
-            {"ok": False, "error": each.as_dict()} if isinstance(each, ApiError) else {"ok": True, "fix": each}
-            for each in answers
-        ]
-        return {
-            "results": results,
-            "total_time_ms": spent_s * 1e3,
-            "samples_per_second": len(results) / max(spent_s, 1e-6),
-        }
-
-    def answer(self, questions: Sequence[Question | ApiError]) -> list[dict[str, Any] | ApiError]:
-        """Answers in the order of the questions, or why there is none; each fails alone."""
+    def ask(self, questions: Sequence[Question | ApiError]) -> Future[bytes]:
+        """Answers in the order of the questions, or why there is none: each fails alone."""
         asked = [self._checked(question) for question in questions]
-        good = [each for each in asked if isinstance(each, Question)]
-        fixes = iter(self._engine.predict(good) if good else [])
-        return [each if isinstance(each, ApiError) else self._shown(each, next(fixes)) for each in asked]
+
+        def finish(fixes: list[Fix]) -> bytes:
+            left = iter(fixes)
+            shown = [each if isinstance(each, ApiError) else self._shown(each, next(left)) for each in asked]
+            found = self._form(shown, time.monotonic() - self._began_s)
+            return json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
+
+        return self._model.ask([each for each in asked if isinstance(each, Question)], finish)
 
     def _checked(self, question: Question | ApiError) -> Question | ApiError:
         if isinstance(question, ApiError):
@@ -91,12 +81,32 @@ class Desk:
         return {**fix_to_dict(fix), "model_version": fix.model.version, "session_id": session}
 
 
+def one_answer(shown: Sequence[Shown], spent_s: float) -> dict[str, Any]:
+    """Raises ApiError where the question could not be answered."""
+    (answer,) = shown
+    if isinstance(answer, ApiError):
+        raise answer
+    return answer
+
+
+def many_answers(shown: Sequence[Shown], spent_s: float) -> dict[str, Any]:
+    return {
+        "results": [
+            {"ok": False, "error": each.as_dict()} if isinstance(each, ApiError) else {"ok": True, "fix": each}
+            for each in shown
+        ],
+        "total_time_ms": spent_s * 1e3,
+        "samples_per_second": len(shown) / max(spent_s, 1e-6),
+    }
+
+
 @dataclass
 class Counter:
-    """What is taken on by a running application."""
+    """What is taken on by a running application. `model`: None without an engine."""
 
     intake: Intake
     queue: WorkQueue
+    model: ModelQueue | None
 
 
 def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIRouter:
@@ -117,11 +127,13 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
 
     async def answered(
         request: Request,
-        from_json: Callable[[bytearray], T],
-        from_samples: Callable[[bytearray, dict[str, str]], T],
-        answer: Callable[[Desk, T], dict[str, Any]],
+        from_json: Callable[[bytearray], Sequence[Question | ApiError]],
+        from_samples: Callable[[bytearray, dict[str, str]], Sequence[Question | ApiError]],
+        form: Form,
     ) -> Response:
         asked, counter = ready_engine(), cast("Counter", request.app.state.counter)
+        model = counter.model
+        assert model is not None  # there is one where there is an engine
         counter.queue.check()
         query = {key: value for key, value in request.query_params.items() if key != "token"}
         is_json = _is_json(request)
@@ -130,12 +142,12 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
             raise ApiError(422, f"{key}: with JSON it stands in the body", field=key, received=value)
         async with counter.intake.body(request) as body:
 
-            def work() -> bytes:
-                desk = Desk(service, asked)
-                found = answer(desk, from_json(body) if is_json else from_samples(body, query))
-                return json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
+            def read() -> tuple[Desk, Sequence[Question | ApiError]]:
+                desk = Desk(service, asked, model, form)
+                return desk, from_json(body) if is_json else from_samples(body, query)
 
-            return Response(await counter.queue.run(request, work), media_type="application/json")
+            answer = await counter.queue.run(request, read, lambda found: found[0].ask(found[1]))
+            return Response(answer, media_type="application/json")
 
     @router.post(
         "/predict",
@@ -149,7 +161,12 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
         As `application/octet-stream`: complex64, little-endian, receiver after receiver; what JSON has beside the
         samples stands in the query then.
         """
-        return await answered(request, decode.decode_question, decode.binary_question, Desk.answer_one)
+        return await answered(
+            request,
+            lambda body: [decode.decode_question(body)],
+            lambda body, query: [decode.binary_question(body, query)],
+            one_answer,
+        )
 
     @router.post(
         "/predict/batch",
@@ -162,7 +179,7 @@ def inference_routes(service: Service, route_class: type[APIRoute] = APIRoute) -
 
         As `application/octet-stream`: `count` questions of equal length, one after the other.
         """
-        return await answered(request, decode.decode_batch, _binary_batch, Desk.answer_many)
+        return await answered(request, decode.decode_batch, _binary_batch, many_answers)
 
     @router.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
     async def health(request: Request) -> Response:

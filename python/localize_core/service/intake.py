@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from fastapi import Request
@@ -58,12 +58,15 @@ class Intake:
 
 
 class WorkQueue:
-    """Does work in `threads` threads while at most `waiting` more wait. Belongs to one event loop."""
+    """Works on `at_once` requests, and reads `threads` of them at a time, while at most `waiting` more wait.
 
-    def __init__(self, *, threads: int, waiting: int) -> None:
-        self.threads, self.most_waiting = threads, waiting
+    Belongs to one event loop.
+    """
+
+    def __init__(self, *, at_once: int, threads: int, waiting: int) -> None:
+        self.most_waiting = waiting
         self.waiting = self.working = 0
-        self._slots = asyncio.Semaphore(threads)
+        self._slots = asyncio.Semaphore(at_once)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="localize-request")
 
     def check(self) -> None:
@@ -72,8 +75,11 @@ class WorkQueue:
             message = f"{self.waiting} requests wait, at most {self.most_waiting} may, which is queue_requests"
             raise ApiError(429, message, received=self.waiting)
 
-    async def run(self, request: Request, work: Callable[[], T]) -> T:
-        """Do the work when its turn comes. Raises ApiError where too many wait, ClientGone, and what it raises."""
+    async def run(self, request: Request, read: Callable[[], T], answer: Callable[[T], Future[bytes]]) -> bytes:
+        """Read the request when its turn comes, and have it answered.
+
+        Raises ApiError where too many wait, ClientGone, and what reading and answering raise.
+        """
         self.check()
         self.waiting += 1
         try:
@@ -81,13 +87,17 @@ class WorkQueue:
         finally:
             self.waiting -= 1
         self.working += 1
-        done = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        # The thread is busy until the work is done, whatever becomes of the request.
+        done = asyncio.ensure_future(self._work(read, answer))
+        # It is worked on until it is done, whatever becomes of the client.
         done.add_done_callback(lambda _: self._free())
         return await asyncio.shield(done)
 
+    async def _work(self, read: Callable[[], T], answer: Callable[[T], Future[bytes]]) -> bytes:
+        found = await asyncio.get_running_loop().run_in_executor(self._pool, read)
+        return await asyncio.wrap_future(answer(found))
+
     async def _turn(self, request: Request) -> None:
-        """Wait for a thread, unless the client hangs up before."""
+        """Wait for a place, unless the client hangs up before."""
         if not self._slots.locked():
             await self._slots.acquire()
             return

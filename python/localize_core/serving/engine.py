@@ -273,7 +273,9 @@ class Engine:
                 continue
             instruments.observe("preprocessing", time.monotonic() - began_s)
             windows[index] = window, self._context(request, start, began_s)
-            alike[request.stream, window.features.shape[2], request.cache].append(index)
+            # The stream decides which arm answers, where there is a choice.
+            stream = request.stream if self._experiment is not None else ""
+            alike[stream, window.features.shape[2], request.cache].append(index)
         for (_, _, cached), indices in alike.items():
             pairs = [windows[index] for index in indices]
             cached = cached and self._cache_settings.requests
