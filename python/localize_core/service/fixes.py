@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,12 +22,15 @@ from localize_core.service.errors import ApiError
 from localize_core.service.history import Entry, FixHistory
 from localize_core.service.schemas import Fix, FixPage, Likelihood, Stations, errors
 from localize_core.service.service import Service
+from localize_core.serving.likelihood import Likelihood as EngineLikelihood
 from localize_core.wire.fix_json import format_timestamp
 
 HEARTBEAT_S = 15.0
 """After so long without an event a stream carries a comment, so that nobody in between takes it for dead."""
 CHECK_S = 1.0
 """How often stations are looked at for changes."""
+LIKELIHOOD_S = 1.0
+"""So long a likelihood is shown before the model is asked for another: it has fixes to make meanwhile."""
 CHUNK = 100
 """Fixes that a stream takes from the history at a time."""
 MAX_STREAMS = 1000
@@ -87,7 +92,7 @@ class Live:
 def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIRouter:
     """The routes. The state of the running application holds its `Live`, whose bell rings after each fix."""
     router = APIRouter(tags=["fixes"], route_class=route_class)
-    history = service.history
+    history, likelihoods = service.history, _Likelihoods(service)
 
     def chosen(entries: Iterator[Entry], station: str | None, status: str | None) -> Iterator[Entry]:
         return (
@@ -185,7 +190,7 @@ def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIR
     async def likelihood(name: str) -> Response:
         """How probable each part of the area was in the station's last window; rows from north to south, columns from
         west to east, summing to one."""
-        return await run_in_threadpool(_likelihood, service, name)
+        return await run_in_threadpool(likelihoods.answer, name)
 
     return router
 
@@ -229,26 +234,40 @@ async def _events(service: Service, live: Live, cursor: int, station: str | None
         live.streams -= 1
 
 
-def _likelihood(service: Service, name: str) -> Response:
-    engine = service.engine
-    if engine is None or engine.station != name:
-        known = [station["name"] for station in service.stations()]
-        message = "its likelihood is not known here" if name in known else f"there is none; there are {known}"
-        raise ApiError(404, f"station {name!r}: {message}", code="no_likelihood", field="name", received=name)
-    try:
-        found = engine.likelihood()
-    except EngineError as error:
-        raise ApiError(404, str(error), code="no_likelihood") from error
+class _Likelihoods:
+    """The engine's likelihood, as it is shown. However many look, the model runs once in LIKELIHOOD_S for all."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._body, self._until_s = b"", 0.0
+
+    def answer(self, name: str) -> Response:
+        engine = self._service.engine
+        if engine is None or engine.station != name:
+            known = [station["name"] for station in self._service.stations()]
+            message = "its likelihood is not known here" if name in known else f"there is none; there are {known}"
+            raise ApiError(404, f"station {name!r}: {message}", code="no_likelihood", field="name", received=name)
+        with self._lock:
+            if time.monotonic() >= self._until_s:
+                try:
+                    self._body = _likelihood_json(engine.likelihood())
+                except EngineError as error:
+                    raise ApiError(404, str(error), code="no_likelihood") from error
+                self._until_s = time.monotonic() + LIKELIHOOD_S
+            return Response(self._body, media_type="application/json")
+
+
+def _likelihood_json(found: EngineLikelihood) -> bytes:
     grid = found.grid
-    return JSONResponse(
-        {
-            "station": found.station,
-            "stream": found.stream,
-            "sequence": found.sequence,
-            "timestamp": format_timestamp(found.timestamp),
-            "bounds": {"south": grid.south, "west": grid.west, "north": grid.north, "east": grid.east},
-            "rows": grid.rows,
-            "columns": grid.columns,
-            "probability": found.probability[::-1].ravel().tolist(),
-        }
-    )
+    shown = {
+        "station": found.station,
+        "stream": found.stream,
+        "sequence": found.sequence,
+        "timestamp": format_timestamp(found.timestamp),
+        "bounds": {"south": grid.south, "west": grid.west, "north": grid.north, "east": grid.east},
+        "rows": grid.rows,
+        "columns": grid.columns,
+        "probability": found.probability[::-1].ravel().tolist(),
+    }
+    return json.dumps(shown, separators=(",", ":"), allow_nan=False).encode()

@@ -7,13 +7,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from localize_core.model.contract import LikelihoodGrid
 from localize_core.service import fixes as routes
 from localize_core.service.history import FixHistory
 from localize_core.service.service import Service, StationInfo, model_service
+from localize_core.serving.likelihood import Likelihood
 from localize_core.wire.fix_json import fix_from_dict, fix_to_dict
 
 WAIT_S = 30.0
@@ -283,6 +287,26 @@ def test_no_likelihood(make_engine, client):
     for name in ("site", "elsewhere", "no where/at all"):
         response = http.get(f"/stations/{name}/likelihood")
         assert (name, response.status_code, response.json()["error"]["code"]) == (name, 404, "no_likelihood")
+
+
+def test_one_likelihood_for_all_who_look(make_engine, client, monkeypatch):
+    engine, asked = make_engine(), []
+    grid = LikelihoodGrid(south=46.0, west=7.0, north=48.0, east=9.0, rows=2, columns=1)
+
+    def likelihood():
+        asked.append(len(asked))
+        probability = np.array([[0.25], [0.75]], np.float32)
+        return Likelihood("site", "a", asked[-1], datetime(2026, 1, 2, tzinfo=timezone.utc), grid, probability)
+
+    monkeypatch.setattr(engine, "likelihood", likelihood)
+    monkeypatch.setattr(routes, "LIKELIHOOD_S", 60.0)
+    http = client(engine)
+    found = [http.get("/stations/site/likelihood").json() for _ in range(3)]
+    assert [each["sequence"] for each in found] == [0, 0, 0]
+    assert found[0]["probability"] == [0.75, 0.25]  # north first
+    monkeypatch.setattr(routes, "LIKELIHOOD_S", 0.0)
+    http = client(engine)
+    assert [http.get("/stations/site/likelihood").json()["sequence"] for _ in range(2)] == [1, 2]
 
 
 def test_a_station_that_is_known_beforehand(client):
