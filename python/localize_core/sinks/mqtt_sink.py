@@ -169,6 +169,7 @@ class _MqttTransport:
         self._flights: list[_Flight] = []
         self._answers: dict[int, str | None] = {}  # by number of message: None, or why the broker refuses it
         self._answered_s = 0.0
+        self._telling: int | None = None  # number of what says that the station is there, until it is acknowledged
         self._said: str | None = None  # by the broker, of why it does not want the connection
         self._welcome = self._has_session = self._is_well = self._interrupted = False
         self._receive_maximum, self._packet_maximum = BATCH, math.inf
@@ -288,8 +289,11 @@ class _MqttTransport:
         """Say whether the station is there."""
         if self._state_topic is None:
             return
-        mid = self._publish(self._state_topic, state, qos=1, retain=True)
+        if self._telling is None:  # else the client sends it again by itself, and another beside it would never end
+            self._telling = self._publish(self._state_topic, state, qos=1, retain=True)
+        mid = self._telling
         self._wait(lambda: mid in self._answers, timeout_s)
+        self._telling = None
         if (refusal := self._answers.pop(mid)) is not None:
             raise PublishError(f"{self._state_topic}: {refusal}")
 

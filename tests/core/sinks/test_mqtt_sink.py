@@ -210,6 +210,23 @@ def test_acknowledgements_get_lost(start_mosquitto, open_sink, listen, start_pro
     assert list(dict.fromkeys(received)) == [*range(150)]
 
 
+def test_acknowledgements_of_the_state_get_lost(start_mosquitto, open_sink, listen, start_proxy, make_fix, monkeypatch):
+    """As often as a broker would take them at a time, and more. What is not acknowledged is sent again by itself."""
+    monkeypatch.setattr(outbox, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(outbox, "LAST_PAUSE_S", 0.02)
+    broker = start_mosquitto()
+    proxy, listener = start_proxy(broker.port, refusals=2), listen(broker.port)
+    proxy.cut_at = 2  # the first answer of a connection is that it is one
+    sink = open_sink(f"mqtt://127.0.0.1:{proxy.port}", station="demo")
+    for cuts in range(1, 26):
+        wait_for(lambda cuts=cuts: proxy.cuts == cuts)
+        proxy.cut_at = 2 if cuts < 25 else 0
+    sink.publish(make_fix())
+    wait_for(lambda: sink.sent == 1)
+    wait_for(lambda: listener.payloads("gr-localize/demo/state")[-1] == "online")
+    assert listener.payloads("gr-localize/demo/state").count("online") <= 26
+
+
 def test_a_broker_that_hangs_holds_up_nobody(start_mosquitto, open_sink, make_fix, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "ANSWER_S", 0.2)
     monkeypatch.setattr(mqtt_sink, "CONNECT_S", 0.2)
