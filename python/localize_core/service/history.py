@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
@@ -85,10 +84,6 @@ class FixHistory:
             oldest = self._next - len(self._entries)
             missing = max(oldest - cursor - 1, 0)
             return missing, self._slice(max(cursor + 1, oldest), limit)
-
-    def before(self, cursor: int | None, limit: int) -> list[Entry]:
-        """The last entries before a cursor, or of all, newest first."""
-        return list(islice(self.backwards(cursor), limit))
 
     def backwards(self, cursor: int | None = None) -> Iterator[Entry]:
         """All entries before a cursor, newest first, as far as they are still kept when their turn comes."""

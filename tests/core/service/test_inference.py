@@ -68,7 +68,7 @@ def test_json_and_samples_are_answered_as_the_engine_does(engine, client, sample
     assert second["cache_hit"]
     third = http.post(PREDICT, json=asked | {"cache_enabled": False}).json()
     assert (steady(third), third["cache_hit"]) == (steady(answer), False)
-    shown = [entry.fix.id for entry in service.history.before(None, 10)]
+    shown = [entry.fix.id for entry in service.history.backwards()]
     assert shown == [third["id"], second["id"], "mine"]
     fix_from_dict({key: value for key, value in answer.items() if key not in EXTRA})
 
