@@ -174,7 +174,7 @@ class onnx_inference(gr.sync_block):
         self._live = live
         self._station = station
         self._unit = stream or station  # the random name of a stream would change its arm at each start
-        self._stream = stream or uuid.uuid4().hex[:8]
+        self._named_stream = stream
         self._worker: InferenceWorker[_Job, Callable[[], list[Fix]]] | None = None
         self._requests: InferenceWorker[list[Request], list[Fix]] | None = None
         self._publishing = threading.Lock()
@@ -196,6 +196,7 @@ class onnx_inference(gr.sync_block):
         self.published = 0
         self._reported_drops, self._reported_s = self.dropped, 0.0
         self._finishing = False
+        self._stream = self._named_stream or uuid.uuid4().hex[:8]  # the numbers begin again
         self._sequence = 0
         self._frames = 0
         self._warmup = 0

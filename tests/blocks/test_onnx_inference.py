@@ -275,6 +275,9 @@ def test_a_block_that_runs_again_begins_anew(model, contract):
     first, _ = run(block, numbered(contract, 21), found)
     second, statuses = run(block, numbered(contract, 21), found)
     assert len(first) == 4
+    streams = {fix.stream for fix in first}, {fix.stream for fix in second}
+    assert [len(each) for each in streams] == [1, 1]
+    assert streams[0] != streams[1]  # or nobody could tell its fixes from those that are sent again
     assert stripped(second) == stripped(first)
     assert [fix.cache_hit for fix in first + second] == [False] * 4 + [True] * 4
     assert statuses[0]["state"] == "ready"

@@ -10,7 +10,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from types import TracebackType
 from typing import Literal
 
@@ -38,13 +39,15 @@ MAX_STREAMS = 1000
 @dataclass
 class StreamCount:
     """The account of one stream: `sequence` of its last fix, fixes `received`, sequence numbers `missed` between them,
-    and how many of those are `dropped_windows`, which the station itself says it had no time for.
+    and how many of those are `dropped_windows`, which the station itself says it had no time for. `timestamp`: of its
+    last fix.
     """
 
     sequence: int
     received: int = 1
     missed: int = 0
     dropped_windows: int = 0
+    timestamp: datetime = field(kw_only=True)
 
 
 class FixSubscriber:
@@ -194,7 +197,7 @@ class FixSubscriber:
 
     def _is_new(self, fix: Fix) -> bool:
         """Take account of the fix's number. A stream counts its windows; a request has no number of its own, and a
-        shadow's fix has that of the champion's.
+        shadow's fix has that of the champion's. A stream whose station gives it a name counts from 0 at each start.
         """
         if fix.id is not None or fix.model.arm == "shadow":
             return True
@@ -202,16 +205,17 @@ class FixSubscriber:
         with self._changed:
             stream = self._streams.get(key)
             if stream is None:
-                self._streams[key] = StreamCount(fix.sequence)
+                self._streams[key] = StreamCount(fix.sequence, timestamp=fix.timestamp)
                 if len(self._streams) > MAX_STREAMS:
                     self._streams.popitem(last=False)
                 return True
-            if fix.sequence <= stream.sequence:
+            begun = fix.sequence <= stream.sequence and fix.timestamp > stream.timestamp
+            if fix.sequence <= stream.sequence and not begun:
                 self.repeated += 1
                 return False
-            missed = fix.sequence - stream.sequence - 1
+            missed = 0 if begun else fix.sequence - stream.sequence - 1
             dropped = min(missed, fix.dropped_windows)
-            stream.sequence = fix.sequence
+            stream.sequence, stream.timestamp = fix.sequence, fix.timestamp
             stream.received += 1
             stream.missed += missed
             stream.dropped_windows += dropped

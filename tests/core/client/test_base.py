@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 
 import pytest
 import zmq
@@ -36,8 +37,8 @@ def test_gives_out_what_is_published_and_counts_what_is_missing(publisher, make_
         publisher.publish(*published)
         assert list(itertools.islice(fixes, len(published))) == published
     assert (fixes.received, fixes.missed, fixes.dropped_windows) == (7, 5, 3)
-    assert dataclasses.astuple(fixes.streams["demo", "a1b2"]) == (8, 5, 4, 3)
-    assert dataclasses.astuple(fixes.streams["demo", "other"]) == (5, 2, 1, 0)
+    assert dataclasses.astuple(fixes.streams["demo", "a1b2"])[:4] == (8, 5, 4, 3)
+    assert dataclasses.astuple(fixes.streams["demo", "other"])[:4] == (5, 2, 1, 0)
 
 
 def test_what_came_before_is_passed_over(publisher, make_fix):
@@ -47,6 +48,17 @@ def test_what_came_before_is_passed_over(publisher, make_fix):
         assert [next(fixes).sequence for _ in range(3)] == [1, 2, 3]
         assert fixes.repeated >= 2
         assert fixes.missed == 0
+
+
+def test_a_named_stream_that_begins_anew_is_no_repetition(publisher, make_fix):
+    later = make_fix().timestamp + timedelta(seconds=1)
+    first, second = sequence(make_fix, 7, 8), sequence(make_fix, 0, 3, timestamp=later)
+    with subscribe(publisher.url, timeout_s=LIMIT_S) as fixes:
+        publisher.until_heard(fixes, make_fix(sequence=6))
+        publisher.publish(*first, *second, *second)
+        publisher.publish(make_fix(sequence=4, timestamp=later + timedelta(seconds=1)))
+        assert [next(fixes).sequence for _ in range(5)] == [7, 8, 0, 3, 4]
+    assert (fixes.missed, fixes.streams["demo", "a1b2"].received) == (2, 6)
 
 
 def test_requests_and_shadows_have_no_numbers_of_their_own(publisher, make_fix):
