@@ -23,7 +23,7 @@ from localize_benchmarks.machine import MemoryWatch
 from localize_benchmarks.process import start_app, start_python
 from localize_core.resources import shared_file
 
-MODEL = "models/single_receiver.onnx"
+MODEL = "models/access_road.onnx"
 SAMPLES = 16_384
 CLIENTS = 100
 BATCH = 100

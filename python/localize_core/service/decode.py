@@ -74,9 +74,31 @@ _numbers = msgspec.json.Decoder(list[float])
 T = TypeVar("T")
 
 
-def decode_question(body: Body) -> Request:
+def decode_question(body: bytes | bytearray) -> Request:
     """The one question in a JSON body. Raises ApiError."""
-    return _asked(_decoded(_question, body), _Batch())
+    return _usual_question(body) or _asked(_decoded(_question, body), _Batch())
+
+
+def _usual_question(body: bytes | bytearray) -> Request | None:
+    """The question where it is as programs write it, with brackets side by side at the end of its samples, else None.
+
+    Looking for the samples' end takes a fraction of the time that reading up to it does.
+    """
+    name = b'"iq_data"'
+    at = body.find(name)
+    begin, end = body.find(b"[", at), body.rfind(b"]]") + 2
+    if at < 0 or not begin < end or body[at + len(name) : begin].strip() != b":" or body.find(name, at + 1) >= 0:
+        return None
+    samples = _flat_samples(memoryview(body)[begin:end], "iq_data")
+    if samples is None:
+        return None
+    try:
+        question = _decoded(_question, body[:begin] + b"[]" + body[end:])
+    except ApiError:
+        return None  # what is wrong is said where the whole is read
+    if bytes(question.iq_data) != b"[]" or bytes(question.features):
+        return None
+    return _request(question, samples, _Batch())
 
 
 def decode_batch(body: bytes | bytearray) -> list[Request | ApiError]:
@@ -232,10 +254,8 @@ def read_samples(raw: memoryview, field: str = "iq_data") -> np.ndarray:
 
     Raises ApiError naming the first value that is none.
     """
-    if (shape := _shape(raw)) is not None:
-        values = _flat(raw)
-        if values is not None and len(values) == 2 * shape[0] * shape[1]:
-            return _complex(values, field).reshape(shape)
+    if (flat := _flat_samples(raw, field)) is not None:
+        return flat
     _check_slow(raw, field, "[[I, Q], …], or one such list for each receiver, all of the same length")
     nested = bytes(raw).translate(None, DIGITS).startswith(b"[[[")
     found = _named(_receivers, raw, field) if nested else [_named(_pairs, raw, field)]
@@ -247,6 +267,16 @@ def read_samples(raw: memoryview, field: str = "iq_data") -> np.ndarray:
             message = f"{where}: {len(each)} samples, the first receiver has {len(found[0])}"
             raise ApiError(422, message, field=where, received=len(each))
     return _complex(np.array(found).ravel(), field).reshape(len(found), -1)
+
+
+def _flat_samples(raw: memoryview, field: str) -> np.ndarray | None:
+    """The same in one go, None for anything else. Raises ApiError for a number beyond single precision."""
+    if (shape := _shape(raw)) is None:
+        return None
+    values = _flat(raw)
+    if values is None or len(values) != 2 * shape[0] * shape[1]:
+        return None
+    return _complex(values, field).reshape(shape)
 
 
 def _shape(raw: memoryview) -> tuple[int, int] | None:
