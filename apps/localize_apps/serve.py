@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 from localize_core.cache.settings import CacheSettings
+from localize_core.client import FixSubscriber, subscribe
 from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
 from localize_core.service.server import HttpServer
 from localize_core.service.service import Service, model_service, station_service
@@ -40,6 +41,18 @@ PORT_HELP = "0 takes any that is free.  [default: the station's, 8080]"
     multiple=True,
     help="Also show the fixes that are published there: tcp://, ipc://, redis://, mqtt:// or http://. Any number.",
 )
+@click.option(
+    "--from-token-file", type=click.Path(path_type=Path), help="File with the token that http:// sources ask for."
+)
+@click.option(
+    "--from-ca-file",
+    type=click.Path(path_type=Path),
+    help="Certificates to trust for rediss://, mqtts:// and https://.",
+)
+@click.option(
+    "--from-server-key", type=click.Path(path_type=Path), help="Public CURVE key of tcp:// and ipc:// sources."
+)
+@click.option("--from-secret-key", type=click.Path(path_type=Path), help="The own CURVE key for them.")
 @click.option("--host", help="Address to listen at.  [default: the station's, 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65_535), help=PORT_HELP)
 @click.option("--token", help=TOKEN_HELP)
@@ -54,6 +67,10 @@ def command(
     station_file: Path | None,
     model: str | None,
     sources: tuple[str, ...],
+    from_token_file: Path | None,
+    from_ca_file: Path | None,
+    from_server_key: Path | None,
+    from_secret_key: Path | None,
     host: str | None,
     port: int | None,
     token: str | None,
@@ -63,7 +80,8 @@ def command(
     """Answer questions with the model of STATION or with MODEL, and show fixes on a live map.
 
     With --from alone there is only the map. What the answers and the map are at is printed on standard error; /docs
-    there describes the API. Ends with SIGINT or SIGTERM.
+    there describes the API. Ends with SIGINT or SIGTERM; with --from alone also, with exit code 1, when every source
+    has refused.
     """
     if station_file is not None and model is not None:
         raise click.UsageError("either STATION or --model: the station file says which model answers")
@@ -75,14 +93,29 @@ def command(
     with ExitStack() as stack:
         service = _service(station, model, stack)
         server = HttpServer(service, settings)
-        for url in sources:
-            stack.enter_context(_following(url, service))
         stopped = stack.enter_context(_signals())
+        refused: list[str] = []
+
+        def give_up(name: str) -> None:
+            refused.append(name)
+            if service.engine is None and len(refused) == len(sources):
+                stopped.set()
+
+        secrets = {
+            ("http", "https"): {"token": None if from_token_file is None else read_token(from_token_file)},
+            ("rediss", "mqtts", "https"): {"ca_file": from_ca_file},
+            ("tcp", "ipc"): {"curve_server_key_file": from_server_key, "curve_secret_key_file": from_secret_key},
+        }
+        for url in sources:
+            scheme = url.partition("://")[0]
+            options = [each for schemes, each in secrets.items() if scheme in schemes]
+            known = {name: value for each in options for name, value in each.items()}
+            stack.enter_context(_following(subscribe(url, **known), service, give_up))
         stack.callback(server.stop)
         server.start()
         click.echo(f"gr-localize: serving at {server.url}", err=True)
         stopped.wait()
-    return 0
+        return 1 if service.engine is None and len(refused) == len(sources) else 0
 
 
 def _settings(
@@ -125,14 +158,14 @@ def _service(station: Station | None, model: str | None, stack: ExitStack) -> Se
 
 
 @contextmanager
-def _following(url: str, service: Service) -> Iterator[None]:
-    """Show the fixes that are published at `url` meanwhile."""
-    from localize_core.client.subscribe import subscribe
+def _following(fixes: FixSubscriber, service: Service, give_up: Callable[[str], None]) -> Iterator[None]:
+    """Show the fixes of another station meanwhile. `give_up`: told where it refuses them."""
 
-    fixes = subscribe(url)
-    subscription = fixes.start(
-        service.publish, lambda error: log.error("%s is not shown any more: %s", fixes.name, error)
-    )
+    def tell(error: Exception) -> None:
+        log.error("%s is not shown any more: %s", fixes.name, error)
+        give_up(fixes.name)
+
+    subscription = fixes.start(service.publish, tell)
     try:
         yield
     finally:

@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 from localize_apps.main import main
-from localize_apps.serve import _following
 from localize_core.resources import shared_file
 from localize_core.service.server import HttpServer
 from localize_core.service.service import Service
@@ -106,20 +105,40 @@ def test_a_map_of_what_another_station_publishes(start, make_fix):
     assert process.wait(WAIT_S) == 0
 
 
-def test_a_source_that_refuses_is_told_once_and_without_password(caplog):
+def test_sources_that_refuse_are_told_without_password_and_end_it(capfd, monkeypatch):
+    monkeypatch.delenv("GR_LOCALIZE_TOKEN", raising=False)
     server = HttpServer(Service(), http_settings(port=0, token=TOKEN))
     server.start()
     try:
-        with _following(server.url.replace("//", "//anna:geheim@", 1), Service()):
-            deadline = time.monotonic() + WAIT_S
-            while "look at the token" not in caplog.text:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+        source = server.url.replace("//", "//anna:geheim@", 1)
+        assert main(["serve", "--from", source, "--port", "0"]) == 1
     finally:
         server.stop()
-    (record,) = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
-    assert record.getMessage().startswith(f"{server.url} is not shown any more: ")
-    assert "geheim" not in record.getMessage()
+    said = capfd.readouterr().err
+    assert said.count(f"{server.url} is not shown any more: ") == 1
+    assert "geheim" not in said
+
+
+def test_a_source_with_a_token(start, make_fix, tmp_path):
+    service = Service()
+    server = HttpServer(service, http_settings(port=0, token=TOKEN))
+    server.start()
+    try:
+        token = tmp_path / "token"
+        token.write_text(f"{TOKEN}\n")
+        token.chmod(0o600)
+        process, url = start("--from", server.url, "--from-token-file", token, GR_LOCALIZE_TOKEN="")
+        deadline, sequence = time.monotonic() + WAIT_S, 0
+        while not (shown := httpx.get(f"{url}fixes").json()["fixes"]):
+            assert time.monotonic() < deadline
+            service.publish(make_fix(sequence=sequence))
+            sequence += 1
+            time.sleep(0.01)
+        assert shown[0]["fix"]["station"] == "demo"
+    finally:
+        server.stop()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(WAIT_S) == 0
 
 
 @pytest.mark.parametrize(
@@ -129,6 +148,8 @@ def test_a_source_that_refuses_is_told_once_and_without_password(caplog):
         (("station.toml", "--model", "a.onnx"), "either STATION or --model"),
         (("--model", "missing.onnx"), "missing.onnx"),
         (("--from", "gopher://a"), "gopher"),
+        (("--from", "http://127.0.0.1:1", "--from-token-file", "missing"), "token_file=missing: cannot be read"),
+        (("--from", "tcp://127.0.0.1:1", "--from-secret-key", "missing"), "curve_server_key_file"),
         (("--from", "tcp://127.0.0.1:1", "--host", "0.0.0.0"), "a token is needed"),
         (("--from", "tcp://127.0.0.1:1", "--token", "too-short"), "16 or more printable"),
         (("--from", "tcp://127.0.0.1:1", "--token-file", "missing"), "token_file=missing: cannot be read"),

@@ -117,7 +117,7 @@ def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIR
         if before is not None and after is not None:
             raise ApiError(422, "before and after: at most one of both", field="after", received=after)
         if after is not None:
-            entries = list(islice(chosen(iter(history.after(after, history.received)[1]), station, status), limit))
+            entries = list(islice(chosen(history.onwards(after), station, status), limit))
             newest: int | None = entries[-1].cursor if entries else after
             older = None
         else:

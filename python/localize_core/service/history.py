@@ -85,6 +85,15 @@ class FixHistory:
             missing = max(oldest - cursor - 1, 0)
             return missing, self._slice(max(cursor + 1, oldest), limit)
 
+    def onwards(self, cursor: int) -> Iterator[Entry]:
+        """All entries after a cursor, oldest first, as far as they are still kept when their turn comes."""
+        while True:
+            _, page = self.after(cursor, PAGE)
+            if not page:
+                return
+            yield from page
+            cursor = page[-1].cursor
+
     def backwards(self, cursor: int | None = None) -> Iterator[Entry]:
         """All entries before a cursor, newest first, as far as they are still kept when their turn comes."""
         while True:

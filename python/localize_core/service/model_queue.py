@@ -31,6 +31,7 @@ class ModelQueue:
         self._engine = engine
         self._waiting: deque[_Asked] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="localize-model")
+        self._thread.submit(engine.reader.warm_up)
 
     def ask(self, questions: Sequence[Request], finish: Callable[[list[Fix]], bytes]) -> Future[bytes]:
         """Have questions answered. `finish` makes of their fixes what the future then holds, or what it raises."""
@@ -47,19 +48,28 @@ class ModelQueue:
 
     def _answer_some(self) -> None:
         """Each request asks for this once: where others have been answered along with it, nothing is left to do."""
-        jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
+        self._answer([self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))])
+
+    def _answer(self, jobs: Sequence[_Asked]) -> None:
         questions = [question for asked in jobs for question in asked.questions]
         try:
             fixes: list[Fix] = []
             for first in range(0, len(questions), MAX_REQUESTS):
                 fixes += self._engine.predict(questions[first : first + MAX_REQUESTS])
-        except Exception as error:  # whoever asked gets to know; the next ones may fare better
+        except Exception as error:  # whoever asked gets to know, and nobody else has to suffer for it
+            if len(jobs) > 1:
+                for asked in jobs:
+                    self._answer([asked])
+                return
             log.exception("questions could not be answered")
             for asked in jobs:
-                asked.answer.set_exception(error)
+                if asked.answer.set_running_or_notify_cancel():
+                    asked.answer.set_exception(error)
             return
         for asked in jobs:
             own, fixes = fixes[: len(asked.questions)], fixes[len(asked.questions) :]
+            if not asked.answer.set_running_or_notify_cancel():
+                continue
             try:
                 answer = asked.finish(own)
             except Exception as error:  # mostly one of the request, which is its answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from localize_core.errors import MissingExtraError, PublishError
@@ -51,7 +52,7 @@ class HttpServer:
         return f"http://{f'[{shown}]' if ':' in shown else shown}:{self.port}/"
 
     def start(self) -> None:
-        """Listen and answer. Raises PublishError naming the address that cannot be had."""
+        """Listen and answer from now on. Raises PublishError naming the address that cannot be had."""
         import uvicorn
 
         from localize_core.service.app import create_app
@@ -72,6 +73,10 @@ class HttpServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listening],), name="localize-http", daemon=True)
         self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise PublishError(f"the web server at {self.url} did not start; the log says why")
+            time.sleep(0.005)
 
     def stop(self) -> None:
         """End all streams, let requests in progress finish for a moment, and close. Stopping twice is harmless."""

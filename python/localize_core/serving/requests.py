@@ -54,6 +54,11 @@ class RequestReader:
         self.samples_needed = (self._warmup + (time_steps or contract.min_time_steps)) * contract.hop
         """Of each receiver, for a window of samples."""
 
+    def warm_up(self) -> None:
+        """Make a window of nothing: what loads and compiles the first time does so now."""
+        nothing = np.zeros((len(self._names), self.samples_needed), np.complex64)
+        self._from_samples(nothing, self._names, (0, 0.0))
+
     def window(self, request: Request) -> tuple[Window, tuple[int, float]]:
         """The window of a request, and the time of the first sample of its first hop.
 

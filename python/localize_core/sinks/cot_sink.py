@@ -96,11 +96,13 @@ class CotFixSink(OutboxFixSink):
 
         Raises ConfigError if the fix cannot be encoded.
         """
-        if fix.position is None:
-            with self._in_order:
-                self.skipped += 1
-            return True
-        return super().publish(fix)
+        if fix.position is not None:
+            return super().publish(fix)
+        if self._outbox.refuses():
+            return False
+        with self._in_order:
+            self.skipped += 1
+        return True
 
     def _event(self, fix: Fix) -> bytes:
         event = fix_to_cot(fix, stale_s=self.stale_s, cot_type=self.cot_type)
@@ -130,6 +132,7 @@ class _Datagrams:
     def connect(self) -> None:
         family, kind, *_, self._address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)[0]
         self._socket = socket.socket(family, kind)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         number = self._interface_number()
         if family == socket.AF_INET6:
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, self._multicast_ttl)

@@ -138,6 +138,13 @@ class Outbox(Generic[Item]):
             self._opening.thread = thread
             thread.start()
 
+    def refuses(self) -> bool:
+        """Whether the outbox is closed; what would have been published counts as dropped then."""
+        with self._changed:
+            closed = self._opening is None or self._closing
+            self._dropped += closed
+            return closed
+
     def publish(self, item: Item) -> bool:
         """Append the item, without blocking; False means that the outbox is closed, and it was dropped."""
         with self._changed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,42 @@ def test_whatever_comes_is_read_or_refused(body):
             else:
                 assert isinstance(each, Request)
                 assert np.isfinite(each.data).all()
+
+
+TEXTS = st.one_of(st.text(max_size=6), st.sampled_from(['"iq_data"', '"iq_data": [[1, 2]]', "]]", "\\\\", '"']))
+
+
+@quick
+@given(
+    st.dictionaries(st.sampled_from(["id", "session_id", "features", "other"]), TEXTS, max_size=2),
+    st.one_of(st.lists(pairs, max_size=3), st.lists(st.lists(pairs, max_size=2), max_size=2), junk),
+    st.one_of(st.none(), st.lists(st.text(max_size=3), max_size=2)),
+    st.randoms(use_true_random=False),
+    st.sampled_from([None, 1]),
+)
+@example({}, [[1, 2], [3, 4]], None, random.Random(1), None)
+@example({"id": '"iq_data": [[1, 2]]'}, [[1, 2]], ["a"], random.Random(2), None)
+def test_one_pass_finds_what_reading_all_of_it_does(texts, samples, receivers, order, indent):
+    parts = {**texts, "iq_data": samples, **({} if receivers is None else {"receivers": receivers})}
+    keys = order.sample(sorted(parts), len(parts))
+    body = json.dumps({key: parts[key] for key in keys}, indent=indent).encode()
+    try:
+        usual = decode._usual_question(body)
+    except ApiError:  # a number beyond single precision
+        with pytest.raises(ApiError):
+            decode._asked(decode._decoded(decode._question, body), decode._Batch())
+        return
+    if usual is not None:
+        whole = decode._asked(decode._decoded(decode._question, body), decode._Batch())
+        assert replace(usual, data=None, id="") == replace(whole, data=None, id="")
+        np.testing.assert_array_equal(usual.data, whole.data)
+
+
+def test_a_question_as_programs_write_it_takes_one_pass():
+    for body in (b'{"iq_data":[[1,2],[3,4]],"cache_enabled":false}', b'{"id": "a", "iq_data": [[[1, 2]], [[3, 4]]]}'):
+        assert decode._usual_question(body) is not None
+    for body in (b'{"iq_data":[[1,2,3],[4]]}', b'{"iq_data":[[1,2]],"iq_data":[[3,4]]}', b'{"x":{"iq_data":[[1,2]]}}'):
+        assert decode._usual_question(body) is None
 
 
 @quick

@@ -432,3 +432,10 @@ def test_bad_parameter_is_named(options, message, certificates, monkeypatch):
     monkeypatch.chdir(certificates)
     with pytest.raises(ConfigError, match=message):
         CotFixSink(**options)
+
+
+def test_a_closed_sink_takes_nothing(make_fix):
+    sink = CotFixSink("udp://127.0.0.1:6969")
+    assert not sink.publish(make_fix())
+    assert not sink.publish(make_fix(reason="silence"))
+    assert (sink.sent, sink.skipped, sink.dropped) == (0, 0, 2)
