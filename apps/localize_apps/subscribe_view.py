@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from localize_core.client import FixSubscriber
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import format_timestamp
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +18,9 @@ ROWS = 30
 """The streams that spoke last."""
 RATE_OVER = 50
 """Fixes that the rate is taken over."""
+COUNTS = ("conf.", "per s", "age s", "missed", "dropped")
+WIDE = 120
+"""Columns of a terminal that has room for counts and directions."""
 STYLES = {"connected": "green", "disconnected": "red"}
 
 
@@ -44,12 +48,15 @@ class FixTable:
             if len(self._rows) > ROWS:
                 self._rows.popitem(last=False)
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table(wide=options.max_width >= WIDE)
+
+    def _table(self, *, wide: bool) -> Table:
         fixes = self._fixes
         table = Table(title=self._title(), title_justify="left", title_style="", expand=False)
         for name in ("station", "MHz", "time (UTC)", "position", "ellipse"):
             table.add_column(name, no_wrap=name != "station")
-        for name in ("conf.", "per s", "age s", "missed", "dropped"):
+        for name in COUNTS if wide else ():
             table.add_column(name, justify="right", no_wrap=True)
         if malformed := fixes.malformed:
             table.caption = f"{malformed} messages were no fix"
@@ -59,17 +66,18 @@ class FixTable:
             for key, row in rows:
                 fix, came_s = row.fix, row.arrivals_s
                 count = streams.get(key)
-                table.add_row(
+                cells = [
                     Text(fix.station),
                     "" if fix.frequency_hz is None else f"{fix.frequency_hz / 1e6:g}",
                     format_timestamp(fix.timestamp)[11:-4],
-                    *self._place(fix),
+                    *self._place(fix, wide=wide),
                     f"{fix.confidence:.2f}",
                     f"{(len(came_s) - 1) / (now_s - came_s[0]):.1f}" if len(came_s) > 1 else "",
                     f"{now_s - came_s[-1]:.0f}",
                     "" if count is None else str(count.missed),
                     "" if count is None else str(count.dropped_windows),
-                )
+                ]
+                table.add_row(*cells[: len(table.columns)])
         return table
 
     def _title(self) -> Text:
@@ -79,9 +87,10 @@ class FixTable:
         return title.append(f": {fixes.reason}" if fixes.reason else f", {fixes.received} fixes")
 
     @staticmethod
-    def _place(fix: Fix) -> tuple[Text, str]:
+    def _place(fix: Fix, *, wide: bool) -> tuple[Text, str]:
         if fix.position is None or fix.uncertainty is None:
             return Text(f"no fix: {fix.reason}", "yellow"), ""
         u = fix.uncertainty
         place = Text(f"{fix.position.latitude:.5f} {fix.position.longitude:.5f}")
-        return place, f"{u.semi_major_m:.0f} × {u.semi_minor_m:.0f} m {u.azimuth_deg:.0f}°"
+        azimuth = f" {u.azimuth_deg:.0f}°" if wide else ""
+        return place, f"{u.semi_major_m:.0f} × {u.semi_minor_m:.0f} m{azimuth}"

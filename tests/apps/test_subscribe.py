@@ -96,7 +96,8 @@ def test_rows_for_tables_have_one_header(station, capsys):
 def test_a_terminal_shows_a_table(station):
     near, far = pty.openpty()
     fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
-    environment = os.environ | {"TERM": "xterm-256color"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment["TERM"] = "xterm-256color"
     with subprocess.Popen(
         [*COMMAND, station, "--station", "demo"], stdout=far, stderr=far, stdin=far, env=environment
     ) as process:
@@ -131,6 +132,9 @@ def test_the_table_counts_by_stream_and_says_what_is_wrong(make_fix):
         ("demo", "433.92", "45.12300 7.45600", "3", "2"),
     ]
     assert "connected, 4 fixes" in text
+    narrow = drawn(table, 80)
+    assert "…" not in narrow
+    assert "45.12300 7.45600 │ 110 × 93 m" in narrow
     assert "1 messages were no fix" in text
 
 
@@ -141,8 +145,8 @@ def test_the_table_is_bounded(make_fix):
     assert drawn(table).count("demo") == 30
 
 
-def drawn(table):
-    console = Console(width=160, file=io.StringIO())
+def drawn(table, width=160):
+    console = Console(width=width, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
 

@@ -37,7 +37,7 @@ MIN_TIME_STEPS = 8
 
 
 def contract_of(spec: LikelihoodSpec) -> Contract:
-    """The contract of a station's compiled model, still without its golden vector."""
+    """The contract of models that take a station's windows and answer in its area's frame."""
     names = [receiver.name for receiver in spec.receivers]
     channels: list[Channel] = []
     if spec.level is not None:
@@ -49,7 +49,7 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
             Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=parameters)
             for i, j in spec.timing.config.pairs
         ]
-    frame, area = spec.area.frame, spec.area
+    frame = spec.area.frame
     return Contract(
         name=f"compiled-{spec.name}",
         sample_rate_hz=spec.sample_rate_hz,
@@ -60,9 +60,6 @@ def contract_of(spec: LikelihoodSpec) -> Contract:
         receivers=spec.receivers,
         min_receivers=min(len(spec.receivers), 3),
         frame=Frame(kind="enu_m", latitude=frame.latitude, longitude=frame.longitude, altitude_m=frame.altitude_m),
-        likelihood=LikelihoodGrid(
-            south=area.south, west=area.west, north=area.north, east=area.east, rows=AREA_CELLS, columns=AREA_CELLS
-        ),
         provenance={
             "kind": "compiled",
             "by": f"gr-localize {localize_core.__version__}",
@@ -106,7 +103,11 @@ def compile_model(spec: LikelihoodSpec, path: str | Path) -> Contract:
 
     Raises ConfigError for a station that cannot be compiled, ModelError when the result does not run.
     """
-    contract = contract_of(spec)
+    area = spec.area
+    grid = LikelihoodGrid(
+        south=area.south, west=area.west, north=area.north, east=area.east, rows=AREA_CELLS, columns=AREA_CELLS
+    )
+    contract = contract_of(spec).model_copy(update={"likelihood": grid})
     contract.check()
     graph = build_graph(spec, contract)
     with tempfile.TemporaryDirectory() as folder:
