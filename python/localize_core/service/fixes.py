@@ -98,7 +98,7 @@ def fix_routes(service: Service, route_class: type[APIRoute] = APIRoute) -> APIR
         return (
             entry
             for entry in entries
-            if (station is None or entry.fix.station == station) and (status is None or entry.fix.status == status)
+            if (station is None or entry.station == station) and (status is None or entry.status == status)
         )
 
     @router.get("/fixes", response_model=FixPage, responses=errors(422))
@@ -220,7 +220,7 @@ async def _events(service: Service, live: Live, cursor: int, station: str | None
             missing, entries = service.history.after(cursor, CHUNK)
             if missing:
                 yield f'event: skipped\ndata: {{"count":{missing}}}\n\n'
-            wanted = [entry for entry in entries if station is None or entry.fix.station == station]
+            wanted = [entry for entry in entries if station is None or entry.station == station]
             if wanted:
                 yield "".join(f"event: fix\nid: {entry.cursor}\ndata: {entry.json}\n\n" for entry in wanted)
             if entries:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_to_json
+from localize_core.types.fix import Fix, Status
+from localize_core.wire.fix_json import fix_from_json, fix_to_json
 
 DEFAULT_CAPACITY = 10_000
 PAGE = 100
 """Entries that a reader going backwards takes at a time."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A fix with its cursor, and as one line of JSON."""
+class Entry(NamedTuple):
+    """A fix as one line of JSON, its cursor, and what readers choose by.
+
+    The fix itself would be dozens of objects, which Python's garbage collector looks through again and again.
+    """
 
     cursor: int
-    fix: Fix
+    station: str
+    status: Status
     json: str
+
+    @property
+    def fix(self) -> Fix:
+        """Made anew each time."""
+        return fix_from_json(self.json)
 
 
 class FixHistory:
@@ -53,7 +61,7 @@ class FixHistory:
         json = fix_to_json(fix)
         with self._lock:
             cursor = self._next
-            entry = Entry(cursor, fix, json)
+            entry = Entry(cursor, fix.station, fix.status, json)
             if len(self._entries) < self._capacity:
                 self._entries.append(entry)
             else:
