@@ -17,7 +17,7 @@ from localize_core.client import FixSubscriber, subscribe
 from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
 from localize_core.service.server import HttpServer
 from localize_core.service.service import Service, model_service, station_service
-from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
+from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, is_loopback, read_token
 from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.engine import model_engine, station_engine
@@ -117,7 +117,8 @@ def command(
         # What is there by now stays: looking through all of it again and again would make answers wait 0.1 s each time.
         gc.collect()
         gc.freeze()
-        click.echo(f"gr-localize: serving at {server.url}", err=True)
+        beyond = "" if is_loopback(settings.host) else f", to others at port {server.port}"
+        click.echo(f"gr-localize: serving at {server.url}{beyond}", err=True)
         stopped.wait()
         return 1 if service.engine is None and len(refused) == len(sources) else 0
 
