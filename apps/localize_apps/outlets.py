@@ -38,6 +38,9 @@ def outlets(
         metrics.watch_sink(name, sink)
     told: list[Callable[[Fix], object]] = [metrics.fix]
     with ExitStack() as serving:
+        http = None if station.http is None else station.http.settings
+        if http is not None:
+            http.check()  # before anything is served
         if station.metrics is not None:
             from localize_core.metrics.server import MetricsServer
 
@@ -45,12 +48,12 @@ def outlets(
             scraped.start()
             serving.callback(scraped.stop)
             on_serving("metrics", scraped.url)
-        if station.http is not None:
+        if http is not None:
             from localize_core.service.server import HttpServer
             from localize_core.service.service import station_service
 
             service = station_service(station, engine, metrics=metrics)
-            server = HttpServer(service, station.http.settings)
+            server = HttpServer(service, http)
             server.start()
             serving.callback(server.stop)
             told.append(service.publish)

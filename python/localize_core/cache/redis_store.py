@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from localize_core.addresses import checked_redis_url
 from localize_core.cache.base import StoreStatistics
-from localize_core.cache.settings import checked_redis_url
 from localize_core.errors import ConfigError, MissingExtraError
 
 log = logging.getLogger(__name__)

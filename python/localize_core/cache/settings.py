@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from urllib.parse import parse_qs, urlsplit
-
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from localize_core.addresses import checked_redis_url, without_password
 from localize_core.cache.lru import ENTRY_BYTES
 from localize_core.errors import ConfigError
 
@@ -73,34 +71,6 @@ class CacheSettings(BaseModel):
     def is_used(self) -> bool:
         """Whether it serves anything."""
         return self.live or self.replay or self.requests
-
-
-def checked_redis_url(url: str) -> str:
-    """The address of a Redis. Raises ValueError saying what is allowed, without repeating a password."""
-    wanted = "wanted redis://HOST:PORT/DATABASE, rediss:// with TLS, with USER:PASSWORD@ before the host where needed"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # its message has what stands for the port, which may be a part of the password
-        raise ValueError(f"{wanted}; / ? # in a password are %2F %3F %23") from None
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or port == 0:
-        raise ValueError(wanted)
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError(f"{wanted}; / ? # in a password are %2F %3F %23")
-    if not re.fullmatch(r"/?\d*", parts.path):
-        raise ValueError(f"the database is a number, found {parts.path!r}; {wanted}")
-    # The client's other options, such as its own time limits and retries, would undo what keeps streams from waiting.
-    options = parse_qs(parts.query, keep_blank_values=True)
-    if parts.fragment or any(not name.startswith("ssl_") for name in options):
-        raise ValueError(
-            f"only options of TLS that begin with ssl_ may follow, found {', '.join(options) or '#'}; {wanted}"
-        )
-    return url
-
-
-def without_password(text: str) -> str:
-    """Text as it may be shown: the password of an address in it left out, up to the last @ as whoever reads it does."""
-    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:…@", text)
 
 
 def cache_settings(mode: str, redis: str = "", *, similar: bool = False) -> CacheSettings | None:

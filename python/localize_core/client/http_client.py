@@ -8,6 +8,7 @@ import os
 import socket
 from typing import Any, ClassVar
 
+from localize_core.addresses import without_credentials
 from localize_core.client.link import (
     CONNECT_S,
     Link,
@@ -17,10 +18,9 @@ from localize_core.client.link import (
     Session,
     Status,
     split_url,
-    tls_context,
-    without_credentials,
 )
 from localize_core.errors import ConfigError, MissingExtraError
+from localize_core.tls import tls_context
 
 log = logging.getLogger(__name__)
 

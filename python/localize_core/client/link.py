@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, urlsplit
 
+from localize_core.addresses import without_credentials
 from localize_core.errors import ConfigError, LocalizeError
 
 POLL_S = 0.25
@@ -81,17 +80,3 @@ def split_url(url: str, wanted: str) -> SplitResult:
     if not fine:
         raise ConfigError(f"url={without_credentials(url)!r}: wanted {wanted}")
     return parts
-
-
-def without_credentials(url: str) -> str:
-    """The address as it may be shown: without user, password and query."""
-    scheme, mark, rest = url.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2].partition('?')[0]}"  # a password may hold what begins a query
-
-
-def tls_context(ca_file: str | os.PathLike[str] | None) -> ssl.SSLContext:
-    """What trusts the certificates in the file, by default the system's. Raises ConfigError for a file of none."""
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca_file={os.fspath(ca_file or '')!r}: cannot be read as certificates: {error}") from error

@@ -16,10 +16,10 @@ from localize_core.client.link import (
     RefusedError,
     Session,
     Status,
-    tls_context,
 )
 from localize_core.errors import ConfigError, MissingExtraError
 from localize_core.sinks.mqtt_sink import mqtt_address, topic_level
+from localize_core.tls import tls_context
 
 KEEPALIVE_S = 15
 SESSION_S = 300

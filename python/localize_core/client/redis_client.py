@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from localize_core.cache.settings import checked_redis_url
+from localize_core.addresses import checked_redis_url, without_credentials
 from localize_core.client.link import (
     CONNECT_S,
     POLL_S,
@@ -18,10 +18,9 @@ from localize_core.client.link import (
     RefusedError,
     Session,
     Status,
-    tls_context,
-    without_credentials,
 )
 from localize_core.errors import ConfigError, MissingExtraError
+from localize_core.tls import tls_context
 
 BATCH = 100
 """Most entries of each stream that are asked for at once."""

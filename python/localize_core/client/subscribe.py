@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from localize_core.addresses import without_credentials
 from localize_core.client.base import HIGH_WATER_MARK, FixSubscriber, OnState
-from localize_core.client.link import Link, without_credentials
+from localize_core.client.link import Link
 from localize_core.errors import ConfigError
 
 SCHEMES = {

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.outbox import CAPACITY, OutboxFixSink, SendError, Transport
-from localize_core.sinks.tls import tls_context
+from localize_core.tls import tls_context
 from localize_core.types.fix import Fix
 from localize_core.wire.cot import check_cot, fix_to_cot
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from localize_core.cache.settings import without_password
+from localize_core.addresses import without_password
 from localize_core.errors import ConfigError, MissingExtraError, PublishError
 from localize_core.sinks.outbox import BATCH, CAPACITY, OutboxFixSink, SendError
-from localize_core.sinks.tls import tls_context
+from localize_core.tls import tls_context
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from localize_core.cache.settings import without_password
+from localize_core.addresses import without_password
 from localize_core.errors import ConfigError, PublishError
 from localize_core.types.fix import Fix
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from localize_core.cache.settings import checked_redis_url, without_password
+from localize_core.addresses import checked_redis_url, without_password
 from localize_core.errors import ConfigError, MissingExtraError, PublishError
 from localize_core.sinks.outbox import CAPACITY, OutboxFixSink
 from localize_core.types.fix import Fix

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from localize_core.cache.settings import CacheSettings, SimilaritySettings, checked_redis_url, without_password
+from localize_core.addresses import checked_redis_url, without_password
+from localize_core.cache.settings import CacheSettings, SimilaritySettings
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri

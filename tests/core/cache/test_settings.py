@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from localize_core.addresses import checked_redis_url, without_password
 from localize_core.cache.answers import open_cache
-from localize_core.cache.settings import CacheSettings, cache_settings, checked_redis_url, without_password
+from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.errors import ConfigError
 
 

@@ -1,4 +1,4 @@
-"""TLS for sinks that connect to a server."""
+"""TLS for whoever connects to a server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from localize_core.errors import ConfigError
 
 def tls_context(
     ca_file: str | os.PathLike[str] | None,
-    cert_file: str | os.PathLike[str] | None,
-    key_file: str | os.PathLike[str] | None,
+    cert_file: str | os.PathLike[str] | None = None,
+    key_file: str | os.PathLike[str] | None = None,
 ) -> ssl.SSLContext:
     """What a client of a server with TLS trusts, and shows of itself.
 
@@ -23,7 +23,7 @@ def tls_context(
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"ca_file={os.fspath(ca_file or '')!r}: {error}") from error
+        raise ConfigError(f"ca_file={os.fspath(ca_file or '')!r}: cannot be read as certificates: {error}") from error
     if cert_file is not None:
         try:
             context.load_cert_chain(cert_file, key_file, password="")  # a key with a password is refused, not asked for
