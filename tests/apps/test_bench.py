@@ -103,6 +103,30 @@ def test_memory_is_that_of_a_station_that_runs() -> None:
     assert found.details["fixes"] > 1
 
 
+def test_fan_out_counts_what_each_subscriber_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localize_benchmarks import fan_out, redis_server
+
+    if (why := redis_server.missing()) is not None:
+        pytest.skip(why)
+    monkeypatch.setattr(fan_out, "FIXES_PER_S", {2: 200.0})
+    found = [each for each in measured("fan_out") if isinstance(each, Figure)]
+    lost = [each for each in found if each.unit == "fixes"]
+    assert [(each.value, each.details["lost"]) for each in lost] == [(0, [0, 0])] * 2
+    assert all(each.value > 0.0 for each in found if each.unit == "ms")
+
+
+def test_the_service_answers_its_clients() -> None:
+    from localize_benchmarks import http_load
+
+    load = http_load.Load("mixed", "json", 2.0, clients=3, batch_share=0.2, batch=2, cached_share=0.5, samples=4096)
+    found = http_load.run(load)
+    assert found["errors"] == {}
+    assert set(found["requests"]) == {"single", "cached", "batch of 2"}
+    assert all(each["count"] > 0 and each["errors"] == {} for each in found["requests"].values())
+    assert found["health"]["count"] > 0
+    assert found["late_mib"] > 50.0
+
+
 def test_standard_output_has_json_alone() -> None:
     command = "import sys; from localize_apps.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
