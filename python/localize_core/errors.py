@@ -24,6 +24,10 @@ class SourceError(LocalizeError):
     """A recording or a receiver cannot be read."""
 
 
+class RadioError(SourceError):
+    """A radio cannot be opened or has failed; another try may help."""
+
+
 class EngineError(LocalizeError):
     """Inference failed while running."""
 
@@ -50,6 +54,10 @@ class SubscribeError(LocalizeError):
 
 class NoFixError(SubscribeError):
     """No fix came for as long as its reader was willing to wait."""
+
+
+class MissingDriver(ConfigError):
+    """The driver of a radio is not installed; the message holds the command that installs it."""
 
 
 class MissingExtraError(ConfigError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,15 @@ from localize_core.serving.settings import ChallengerSettings, GateSettings, Que
 from localize_core.simulation.scene import SceneConfig
 from localize_core.sinks.mqtt_sink import mqtt_address
 from localize_core.sinks.outbox import CAPACITY
+from localize_core.station.sources import (
+    LIVE_KINDS,
+    SOURCE_TABLES,
+    KiwiWavSource,
+    SigmfSource,
+    Source,
+    check_sources,
+    share_clock,
+)
 from localize_core.wire.endpoint import check_endpoint
 
 if sys.version_info >= (3, 11):
@@ -32,30 +41,6 @@ class _Table(BaseModel):
 
 
 _AnyTable = TypeVar("_AnyTable", bound=_Table)
-
-
-class KiwiWavSource(_Table):
-    """A KiwiSDR IQ recording with GNSS time stamps."""
-
-    kind: Literal["kiwi-wav"]
-    path: Path = Field(description="WAV file, relative to the station file")
-
-
-class SigmfSource(_Table):
-    """A SigMF recording, whose captures say when it was made."""
-
-    kind: Literal["sigmf"]
-    path: Path = Field(description="either file of the recording, or an archive, relative to the station file")
-    channel: int = Field(0, ge=0, description="which of the recording's interleaved streams")
-
-
-class SceneSource(_Table):
-    """A simulated receiver; the emitter is described once in the `[scene]` table."""
-
-    kind: Literal["scene"]
-
-
-Source = Annotated[KiwiWavSource | SigmfSource | SceneSource, Field(discriminator="kind")]
 
 
 class ReceiverTable(_Table):
@@ -317,21 +302,21 @@ class Station(_Table):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"receiver names must differ, found more than once: {', '.join(twice)}")
-        kinds = {"none" if receiver.source is None else receiver.source.kind for receiver in self.receiver}
-        if len(kinds) > 1:
-            raise ValueError(f"all receivers of a station need one kind of source, found {sorted(kinds)}")
-        channels = [r.source for r in self.receiver if isinstance(r.source, SigmfSource)]
-        if any(source in channels[:index] for index, source in enumerate(channels)):
-            raise ValueError("two receivers have the same recording and channel as their source")
-        if "scene" in kinds and self.scene is None:
+        check_sources(self.receiver)
+        if self.source_kind == "scene" and self.scene is None:
             raise ValueError("sources of kind 'scene' need a [scene] table")
         return self
 
     @property
     def source_kind(self) -> str:
-        """Kind of all receivers' sources, "none" where a flowgraph brings the streams."""
-        source = self.receiver[0].source
-        return "none" if source is None else source.kind
+        """Kind of all receivers' sources: "none" where a flowgraph brings the streams, "live" for several live ones."""
+        kinds = {"none" if receiver.source is None else receiver.source.kind for receiver in self.receiver}
+        return kinds.pop() if len(kinds) == 1 else "live"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the receivers' IQ comes from radios."""
+        return self.source_kind in (*LIVE_KINDS, "live")
 
     @property
     def is_recorded(self) -> bool:
@@ -348,6 +333,8 @@ class Station(_Table):
         """Whether arrival times compare between receivers."""
         if self.station.common_clock is not None:
             return self.station.common_clock
+        if self.is_live:
+            return share_clock(self) or getattr(self, "reference", None) is not None
         return self.source_kind != "none"  # stamps of recordings, or the scene's own clock; of others nothing is known
 
 
@@ -379,7 +366,7 @@ def _hint(location: tuple[int | str, ...]) -> str:
     """What is allowed in the table where a key is not, and what may have been meant."""
     table: type[BaseModel] | None = Station
     for part in location[:-1]:
-        table = (_SOURCE_TABLES if "source" in location[:-1] else _TABLES).get(str(part), table)
+        table = (SOURCE_TABLES if "source" in location[:-1] else _TABLES).get(str(part), table)
     allowed = sorted(table.model_fields) if table is not None else []
     close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
     meant = f", did you mean {close[0]}?" if close else ""
@@ -409,11 +396,6 @@ _TABLES: dict[str, type[BaseModel]] = {
     "similar": SimilaritySettings,
     "metrics": MetricsTable,
     "scene": SceneConfig,
-}
-_SOURCE_TABLES: dict[str, type[BaseModel]] = {
-    "kiwi-wav": KiwiWavSource,
-    "sigmf": SigmfSource,
-    "scene": SceneSource,
 }
 
 

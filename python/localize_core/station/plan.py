@@ -22,7 +22,8 @@ from localize_core.model.contract import Contract, Receiver, moved_receivers
 from localize_core.sources.kiwi import read_kiwi_wav
 from localize_core.sources.recording import Recording, common_span
 from localize_core.sources.sigmf import read_sigmf
-from localize_core.station.config import KiwiWavSource, SigmfSource, Station
+from localize_core.station.config import Station
+from localize_core.station.sources import KiwiWavSource, SigmfSource, devices_of
 
 DEFAULT_ROWS = 128
 MAX_ROWS = 2048
@@ -32,11 +33,12 @@ LONGEST_RECORDING_S = 120.0
 FRAMES_AIMED_AT = 32
 SMALLEST_FFT = 256
 LARGEST_FFT = 16384
-CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "sigmf": 100.0, "scene": 5.0, "none": 100.0}
-"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks; receivers of
-SigMF recordings, and a flowgraph's own ones that share a clock, are taken for disciplined by GNSS."""
+CLOCK_SIGMA_NS = {"kiwi-wav": 1000.0, "scene": 5.0}
+"""Standard deviation of a receiver's clock by kind of source: GNSS in a KiwiSDR; scenes have true clocks."""
+DISCIPLINED_SIGMA_NS = 100.0
+"""The same of other receivers that share a clock: they are taken for disciplined by GNSS."""
 ONE_CLOCK_SIGMA_NS = 10.0
-"""The same between channels of one recording: what cables and filters differ by."""
+"""The same between channels of one recording or one radio: what cables and filters differ by."""
 MAX_FILL_S = 0.5
 """Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
@@ -290,10 +292,16 @@ def _is_one_recording(station: Station) -> bool:
     return len(paths) == 1 and None not in paths
 
 
+def _is_one_radio(station: Station) -> bool:
+    """Whether all receivers are channels of one radio's clock."""
+    devices = devices_of(station)
+    return len(devices) == 1 and devices[0].source.has_one_clock
+
+
 def _clock_sigma_ns(station: Station, recordings: list[Recording], index: int) -> float:
-    if _is_one_recording(station):
+    if _is_one_recording(station) or _is_one_radio(station):
         return ONE_CLOCK_SIGMA_NS
-    sigma_ns = CLOCK_SIGMA_NS[station.source_kind]
+    sigma_ns = CLOCK_SIGMA_NS.get(station.source_kind, DISCIPLINED_SIGMA_NS)
     if recordings:
         # Two digits, so that recordings of one station share a compiled model.
         return float(f"{math.hypot(sigma_ns, recordings[index].time_error_ns):.2g}")
