@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pmt
 from gnuradio import gr, localize
@@ -30,6 +30,16 @@ STOP_S = 10.0
 
 OnFix = Callable[[Fix], None]
 OnStatus = Callable[[dict[str, Any]], None]
+
+
+class Recorder(Protocol):
+    """Keeps what a station hears."""
+
+    def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> None:
+        """Before a graph starts: connect to the receivers' streams, (block, port) each in the order of the station."""
+
+    def settled(self) -> bool:
+        """Whether it has taken all samples that the graph's own blocks have."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,15 @@ class StationGraph(gr.top_block):
     Raises ConfigError, ModelError or SourceError before anything starts.
     """
 
-    def __init__(self, station: Station, listener: _Listener, *, duration_s: float | None, live: bool) -> None:
+    def __init__(
+        self,
+        station: Station,
+        listener: _Listener,
+        *,
+        duration_s: float | None,
+        live: bool,
+        recorder: Recorder | None = None,
+    ) -> None:
         switch_on()
         gr.top_block.__init__(self, station.station.name, catch_exceptions=False)
         if live:  # a stream paced to real time with a set end waits, but is no replay
@@ -93,9 +111,12 @@ class StationGraph(gr.top_block):
         )
         self.watched: list[Any] = [self.localizer, listener]
         self.sinks: list[Any] = []
-        self._listener = listener
-        for index, (source, port) in enumerate(self._sources(station, duration_s, live)):
+        self._listener, self._recorder = listener, recorder
+        outputs = [*self._sources(station, duration_s, live)]
+        for index, (source, port) in enumerate(outputs):
             self.connect((source, port), (self.localizer, index))
+        if recorder is not None:
+            recorder.attach(self, outputs)
         for sink in self._sinks(station):
             self.watched.append(sink)
             self.sinks.append(sink)
@@ -152,6 +173,8 @@ class StationGraph(gr.top_block):
             time.sleep(0.01)
 
     def _settled(self) -> bool:
+        if self._recorder is not None and not self._recorder.settled():
+            return False
         published = self.localizer.inference.published
         taken = [sink.sent + sink.dropped + sink.backlog + sink.malformed for sink in self.sinks]
         return min([self._listener.fixes, *taken]) >= published
@@ -182,13 +205,14 @@ def run_station(
     reread: Callable[[], Station] | None = None,
     on_serving: OnServing | None = None,
     serving: ExitStack | None = None,
+    recorder: Recorder | None = None,
 ) -> RunResult:
     """Run a station until its sources end, `duration_s` of stream has passed, `stopped` is set or a signal comes.
 
     `live=False` runs simulated streams as fast as they go, losing nothing. Callbacks come from one thread of the
     flowgraph, in order. `reread`: the station as its file says now, asked for at SIGHUP; its `[model]` takes effect
     at once. `on_serving`: told where `[http]` and `[metrics]` are served; they end with the
-    run, or with `serving` where it is given.
+    run, or with `serving` where it is given. `recorder`: keeps what the receivers heard.
 
     Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
@@ -201,7 +225,7 @@ def run_station(
 
     listener = _Listener(tell, on_status or (lambda _: None), stopped.set)
     live = live and not station.is_recorded
-    graph = StationGraph(station, listener, duration_s=duration_s, live=live)
+    graph = StationGraph(station, listener, duration_s=duration_s, live=live, recorder=recorder)
     ended = threading.Event()
 
     def wait() -> None:
