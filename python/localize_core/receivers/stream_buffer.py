@@ -132,7 +132,7 @@ class StreamBuffer:
         elif mark.time is not None and expected.time is not None and expected.rate_hz is not None:
             ahead = _samples_between(expected.time, mark.time, expected.rate_hz)
             lost = round(ahead) if abs(ahead) > JUMP_SAMPLES else 0
-        if lost != 0 or mark.restart:
+        if lost != 0:
             self._count = replace(self._count, gaps=self._count.gaps + 1, lost=self._count.lost + max(lost or 0, 0))
         told = {
             name: value
