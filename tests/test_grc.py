@@ -181,6 +181,8 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"gain_error_db": -1.0},
         {"carrier_offset_hz": -1.0},
         {"carrier_drift_hz_per_s": -1.0},
+        {"also": [{"waveform": "noise"}]},
+        {"also": [{"track": [(45.0, 7.0)]}] * 17},
         {"clock_offset_ns": -1.0},
         {"clock_drift_ppb": 1e6},
         {"timing_jitter_ns": -1.0},

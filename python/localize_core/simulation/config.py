@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -24,6 +25,7 @@ Point = tuple[
     Annotated[float, Field(ge=-180.0, le=180.0)],
 ]
 Row = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0)]
 
 FREE_SPACE_FIELDS = (
     "track",
@@ -38,6 +40,44 @@ FREE_SPACE_FIELDS = (
 """What a channel data set says instead."""
 CHANNEL_FIELDS = ("dwell_s", "emitter_gain_db")
 """What means nothing without a channel data set."""
+
+
+class AlsoConfig(BaseModel):
+    """A further emitter: heard along one straight path by the same receivers, with the same clocks and gains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    frequency_offset_hz: float = Field(
+        default=0.0, ge=-1e9, le=1e9, description="Its centre above that of the sampled band."
+    )
+    waveform: WaveformName = Field(default="noise", description="As the scene's.")
+    bandwidth_hz: float = Field(default=10e3, gt=0.0, description="Occupied bandwidth around its centre.")
+    level_dbfs_at_1km: float = Field(
+        default=-30.0, ge=-200.0, le=60.0, description="Mean received power at 1 km, dB relative to full scale."
+    )
+    path_loss_exponent: float = Field(default=2.0, ge=0.0, le=8.0, description="As the scene's.")
+    track: tuple[Point, ...] = Field(
+        min_length=1, description="Its way as [latitude, longitude] in degrees; one point: it stands still."
+    )
+    altitude_m: float = Field(default=0.0, ge=-500.0, le=50e3, description="Its height, as receivers' heights.")
+    speed_mps: float = Field(default=0.0, ge=0.0, le=3000.0, description="Speed along its track.")
+    loop: bool = Field(default=True, description="From the last point back to the first and on; false: stop there.")
+    pauses_s: tuple[tuple[Seconds, Seconds], ...] = Field(
+        default=(), description="Spans [from, to] after the start, in seconds, in which it does not send."
+    )
+
+    @field_validator("pauses_s", mode="after")
+    @classmethod
+    def _ordered(cls, spans: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        for start, end in spans:
+            if not start < end:
+                raise ValueError(f"[{start:g}, {end:g}]: a span ends after it begins")
+        return spans
+
+    def as_scene(self, seed: int, index: int) -> SceneConfig:
+        """A scene of this emitter alone, with a seed of its own."""
+        own = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]) >> 1
+        return SceneConfig(seed=own, **self.model_dump(exclude={"frequency_offset_hz", "pauses_s"}))
 
 
 class SceneConfig(BaseModel):
@@ -94,6 +134,11 @@ class SceneConfig(BaseModel):
     random_carrier_phase: bool = Field(
         default=False, description="Every receiver's oscillator starts at a phase of its own."
     )
+    shared_oscillator: bool = Field(
+        default=False,
+        description="Every receiver's sample clock and oscillator come from one crystal, as in an RTL-SDR: a clock "
+        "that is off turns the carrier in proportion, beside what carrier offsets do.",
+    )
     clock_offset_ns: float = Field(
         default=0.0, ge=0.0, le=1e9, description="Standard deviation of each receiver's constant clock offset."
     )
@@ -134,6 +179,9 @@ class SceneConfig(BaseModel):
     loop: bool = Field(
         default=True,
         description="From the last point or row back to the first and on; false: stop at the last.",
+    )
+    also: tuple[AlsoConfig, ...] = Field(
+        default=(), max_length=16, description="Further emitters in the same band at the same time."
     )
 
     @classmethod

@@ -18,10 +18,11 @@ class ReceiverErrors:
     """The errors of every receiver of a scene, drawn from its seed; with the same seed each error grows with its field.
 
     `gain` (R,): amplitude. A receiver's sample n is taken clock_s(n / rate) later than it says. Its oscillator turns
-    by cycles(t) too much. Clock and oscillator are drawn independently: a clock that drifts turns no carrier.
+    by cycles(t) too much. Clock and oscillator are drawn independently, and a clock that drifts turns no carrier; with
+    a `shared_oscillator` one that runs late by a second has turned it by `frequency_hz` besides.
     """
 
-    def __init__(self, config: SceneConfig, receivers: int) -> None:
+    def __init__(self, config: SceneConfig, receivers: int, frequency_hz: float = 0.0) -> None:
         def drawn(purpose: Purpose, deviation: float) -> Floats:
             if deviation == 0.0:
                 return np.zeros(receivers)
@@ -37,6 +38,7 @@ class ReceiverErrors:
             if config.random_carrier_phase
             else np.zeros(receivers)
         )
+        self._tied_hz = frequency_hz if config.shared_oscillator else 0.0
         self._jitter_s, self._jitter_time_s = 1e-9 * config.timing_jitter_ns, config.timing_jitter_s
         self._jitter = [
             SmoothField(config.seed, Purpose.TIMING_JITTER, index, 1)
@@ -57,22 +59,27 @@ class ReceiverErrors:
     @property
     def turning(self) -> bool:
         """Whether an oscillator is off its frequency."""
-        return bool(self.carrier_offset_hz.any() or self.carrier_drift_hz_per_s.any())
+        tied = self._tied_hz > 0.0 and self.clock_rate > 0.0
+        return tied or bool(self.carrier_offset_hz.any() or self.carrier_drift_hz_per_s.any())
 
     def clock_s(self, elapsed_s: Floats) -> Floats:
         """How late the clocks are at times (n,) after the start: (R, n), seconds."""
         late = self.clock_offset_s[:, None] + self.clock_drift[:, None] * elapsed_s
-        if self._jitter:
-            late = late + self._jitter_s * np.stack(
-                [jitter(elapsed_s[:, None] / self._jitter_time_s) for jitter in self._jitter]
-            )
-        return late
+        return late + self._wander_s(elapsed_s) if self._jitter else late
 
     def cycles(self, elapsed_s: Floats) -> Floats:
         """By how much carriers have turned at times (n,) after the start: (R, n), in turns."""
         rate_hz = self.carrier_offset_hz[:, None] + 0.5 * self.carrier_drift_hz_per_s[:, None] * elapsed_s
         result: Floats = self.carrier_phase[:, None] + rate_hz * elapsed_s
+        if self._tied_hz:
+            result = result + self._tied_hz * self.clock_drift[:, None] * elapsed_s
+            if self._jitter:
+                result = result + self._tied_hz * self._wander_s(elapsed_s)
         return result
+
+    def _wander_s(self, elapsed_s: Floats) -> Floats:
+        scaled = elapsed_s[:, None] / self._jitter_time_s
+        return self._jitter_s * np.stack([jitter(scaled) for jitter in self._jitter])
 
 
 def quantise(samples: Samples, bits: int) -> Samples:

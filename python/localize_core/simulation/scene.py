@@ -1,4 +1,4 @@
-"""One emitter, several receivers, and the IQ that each of them would deliver."""
+"""Emitters, several receivers, and the IQ that each of them would deliver."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from localize_core.errors import ConfigError
-from localize_core.simulation import interpolation
 from localize_core.simulation.blocks import Floats, Purpose, Samples, complex_normal, gather, generator
 from localize_core.simulation.channels import ChannelSet, load_channels
 from localize_core.simulation.config import SceneConfig
+from localize_core.simulation.emission import Emission, sent
 from localize_core.simulation.impairments import ReceiverErrors, quantise
 from localize_core.simulation.interpolation import ROW
 from localize_core.simulation.place import Placed
 from localize_core.simulation.propagation import FreeSpace, Propagation, Recorded
-from localize_core.simulation.waveforms import waveform
 
 __all__ = ["Scene", "SceneConfig"]
 
@@ -39,7 +37,7 @@ JITTER_STEPS = 4
 class Scene:
     """IQ of all receivers as a pure function of the sample index.
 
-    Receiver r at sample n hears the emitter's waveform along each path as it was that path's delay earlier, turned by
+    Receiver r at sample n hears each emitter's waveform along each path as it was that path's delay earlier, turned by
     the carrier's phase over the path, in Gaussian noise of its own, with errors of its own (`errors`). In free space
     distances follow the moving emitter, so Doppler is in it.
 
@@ -68,18 +66,27 @@ class Scene:
         self.receivers = tuple(receivers)
         self.sample_rate_hz = sample_rate_hz
         self.frequency_hz = frequency_hz
-        self.errors = ReceiverErrors(config, len(receivers))
-        self._emitted = waveform(
-            config.waveform, bandwidth_hz=config.bandwidth_hz, sample_rate_hz=sample_rate_hz, seed=config.seed
-        )
+        self.errors = ReceiverErrors(config, len(receivers), frequency_hz)
+        rates = {"sample_rate_hz": sample_rate_hz, "frequency_hz": frequency_hz}
         self._propagation = self._made_propagation(channels)
-        rate = self._propagation.path_rate + self.errors.clock_rate
+        further = [also.as_scene(config.seed, index) for index, also in enumerate(config.also)]
+        self._further = [FreeSpace(other, receivers, **rates) for other in further]
+        rate = max(paths.path_rate for paths in (self._propagation, *self._further)) + self.errors.clock_rate
         self._size = _block_size(sample_rate_hz, rate, self.errors.jitter_time_s)
-        self._steady = rate == 0.0
-        self._drifting = rate * self._size > NO_DRIFT
         self._noise_rms = 10.0 ** (config.noise_dbfs / 20.0) * self.errors.gain
-        self._turning = self.errors.turning or self._propagation.path_rate > 0.0
-        self._steady_filters = functools.lru_cache(maxsize=2)(functools.partial(self._filters, 0))
+        waves = [sent(config, sample_rate_hz)]
+        waves += [
+            sent(other, sample_rate_hz, offset_hz=also.frequency_offset_hz, pauses_s=also.pauses_s)
+            for other, also in zip(further, config.also, strict=True)
+        ]
+        shape = {"sample_rate_hz": sample_rate_hz, "size": self._size}
+        self._emissions = [
+            Emission(wave, paths, self.errors, **shape, drifting=rate * self._size > NO_DRIFT)
+            for wave, paths, emitter in zip(
+                waves, (self._propagation, *self._further), (config, *config.also), strict=True
+            )
+            if emitter.waveform != "none"
+        ]
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
 
     def samples(self, first: int, count: int) -> Samples:
@@ -99,12 +106,15 @@ class Scene:
         carry = math.floor(fraction)
         return int(start.replace(microsecond=0).timestamp()) + whole + carry, fraction - carry
 
-    def truth(self, time_s: float, fraction_s: float = 0.0) -> tuple[float, float]:
-        """Latitude and longitude of the emitter at UTC `time_s` + `fraction_s`, seconds since 1970."""
+    def truth(self, time_s: float, fraction_s: float = 0.0, *, emitter: int = 0) -> tuple[float, float]:
+        """Latitude and longitude of an emitter at UTC `time_s` + `fraction_s`, seconds since 1970.
+
+        `emitter`: 0 is the scene's own, 1 the first of those that send `also`.
+        """
         start = self.config.start_time
         whole = start.replace(microsecond=0).timestamp()
         elapsed_s = (time_s - whole) + (fraction_s - start.microsecond * 1e-6)
-        latitude, longitude = self._propagation.position(np.array(elapsed_s))
+        latitude, longitude = (self._propagation, *self._further)[emitter].position(np.array(elapsed_s))
         return float(latitude), float(longitude)
 
     def lap(self, count: int) -> list[tuple[float, float]]:
@@ -138,8 +148,12 @@ class Scene:
 
     def _make_block(self, index: int) -> Samples:
         received = np.zeros((len(self.receivers), self._size), np.complex64)
-        if self.config.waveform != "none":
-            self._hear(index * self._size, received)
+        for emission in self._emissions[:1]:
+            emission.hear(index * self._size, received)
+        for emission in self._emissions[1:]:
+            heard = np.empty_like(received)
+            emission.hear(index * self._size, heard)
+            received += heard
         draw = generator(self.config.seed, Purpose.NOISE, index)
         for samples, rms in zip(received, self._noise_rms, strict=True):
             samples += complex_normal(draw, self._size, rms)
@@ -147,78 +161,6 @@ class Scene:
             received = quantise(received, self.config.adc_bits)
         received.flags.writeable = False
         return received
-
-    def _hear(self, first: int, received: Samples) -> None:
-        """Write samples [first, first + size) without noise to `received`, complex64 (R, size)."""
-        dwell = self._propagation.dwell
-        last = first + self._size - 1
-        visits = [0] if dwell is None else range(first // dwell, last // dwell + 1)
-        if dwell is None or len(visits) == 1:
-            self._through(first, visits[0], received)
-            return
-        for visit in visits:
-            heard = np.empty_like(received)
-            self._through(first, visit, heard)
-            there = slice(max(visit * dwell - first, 0), (visit + 1) * dwell - first)
-            received[:, there] = heard[:, there]
-
-    def _through(self, first: int, visit: int, out: Samples) -> None:
-        """Write samples [first, first + size) as they are heard in dwell `visit` to `out`, complex64 (R, size)."""
-        behind, matrices, drift = self._steady_filters(visit) if self._steady else self._filters(first, visit)
-        _, reach, columns = matrices.shape
-        emitted = self._emitted_before(first, behind, self._size - ROW + reach)
-        windows = np.empty((self._size // ROW, reach), np.complex64)
-        if self._turning:
-            start, exponent = self._common(first, visit)
-            column = start * np.exp(exponent * (np.arange(columns) % ROW / self._size))
-            matrices = matrices * column.astype(np.complex64)[:, None]
-            row = np.exp(exponent * (np.arange(0, self._size, ROW) / self._size)).astype(np.complex64)
-        if self._drifting:
-            late = drift[:, None] * (np.arange(self._size) / self._size - 0.5)
-            late = late.astype(np.float32).reshape(len(out), -1, ROW)
-            both = np.empty((self._size // ROW, columns), np.complex64)
-        for index, samples in enumerate(out.reshape(len(out), -1, ROW)):
-            windows[:] = interpolation.rows(emitted[index], self._size, reach)
-            if self._drifting:
-                np.matmul(windows, matrices[index], out=both)
-                np.multiply(both[:, ROW:], late[index], out=samples)
-                samples += both[:, :ROW]
-            else:
-                np.matmul(windows, matrices[index], out=samples)
-            if self._turning:
-                samples *= row[index, :, None]
-
-    def _emitted_before(self, first: int, behind: NDArray[np.int64], count: int) -> list[Samples]:
-        """What was sent from `behind` (R,) samples before `first` on: complex64, (count,) or more, for each."""
-        farthest, spread = int(behind.max()), int(behind.max() - behind.min())
-        if spread > self._size:
-            return [self._emitted(first - back, count) for back in behind.tolist()]
-        emitted = self._emitted(first - farthest, count + spread)
-        return [emitted[farthest - back :] for back in behind.tolist()]
-
-    def _filters(self, first: int, visit: int) -> tuple[NDArray[np.int64], Samples, Floats]:
-        """What makes the emitted signal the received one over a block: `behind` and matrices, see `interpolation`.
-
-        And by how many samples each receiver's delays grow from its first sample to the next block's, (R,): in the
-        middle they are those of the filters. What paths have in common is in the matrices unless it turns.
-        """
-        paths = self._propagation.paths(first, self._size, visit)
-        late = (paths.delay_s - self.errors.clock_s(self._edges_s(first))[:, None]) * self.sample_rate_hz
-        gains = paths.gains if self._turning else paths.gains * self._common(first, visit)[0]
-        behind, weights = interpolation.filters(late.mean(axis=2), gains, drifting=self._drifting)
-        return behind, interpolation.row_matrices(weights), late[:, 0, 1] - late[:, 0, 0]
-
-    def _common(self, first: int, visit: int) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-        """Factor at the first sample, and exponent by which it becomes that of the next block, (R, 1) each."""
-        paths = self._propagation.paths(first, self._size, visit)
-        cycles = paths.cycles + self.errors.cycles(self._edges_s(first))
-        amplitude = paths.amplitude * self.errors.gain[:, None]
-        start = amplitude[:, :1] * np.exp(2j * np.pi * (cycles[:, :1] % 1.0))
-        exponent = np.log(amplitude[:, 1:] / amplitude[:, :1]) + 2j * np.pi * (cycles[:, 1:] - cycles[:, :1])
-        return start, exponent
-
-    def _edges_s(self, first: int) -> Floats:
-        return np.array([first, first + self._size]) / self.sample_rate_hz
 
 
 def _block_size(sample_rate_hz: float, rate: float, jitter_time_s: float) -> int:

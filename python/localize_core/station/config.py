@@ -16,7 +16,7 @@ from localize_core.model.session import SessionSettings
 from localize_core.model.source import FileUri, parse_model_uri
 from localize_core.service.settings import HttpOptions, HttpSettings, http_settings, read_token
 from localize_core.serving.settings import ChallengerSettings, GateSettings, QueueSettings, ServingSettings
-from localize_core.simulation.scene import SceneConfig
+from localize_core.simulation.config import AlsoConfig, SceneConfig
 from localize_core.sinks.mqtt_sink import mqtt_address
 from localize_core.sinks.outbox import CAPACITY
 from localize_core.station.sources import (
@@ -396,6 +396,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "similar": SimilaritySettings,
     "metrics": MetricsTable,
     "scene": SceneConfig,
+    "also": AlsoConfig,
 }
 
 

@@ -554,3 +554,57 @@ def test_negative_ranges_are_refused():
 
 def test_every_field_is_described():
     assert all(field.description for field in SceneConfig.model_fields.values())
+
+
+def test_a_further_emitter_is_heard_at_its_offset_from_its_own_place():
+    """Alone it is the scene of its own, turned to its place in the band; beside another both add up."""
+    other = {"track": [(47.08, 8.25)], "frequency_offset_hz": 200e3, "bandwidth_hz": 50e3, "waveform": "qpsk"}
+    flaws = {"clock_drift_ppb": 20e3, "shared_oscillator": True, "clock_offset_ns": 2000.0}
+    alone = scene(waveform="none", also=[other], **flaws)
+    heard = alone.samples(0, 65536)
+    frequency_hz = np.fft.fftfreq(65536, 1e-6)
+    power = np.abs(np.fft.fft(heard, axis=1)) ** 2
+    inside = np.abs(frequency_hz - 200e3) < 25e3 + 5 * 20e-6 * FREQUENCY_HZ
+    assert (power[:, inside].sum(axis=1) > 0.97 * power.sum(axis=1)).all()
+    main = scene(bandwidth_hz=100e3, **flaws).samples(0, 65536)
+    both = scene(bandwidth_hz=100e3, also=[other], **flaws).samples(0, 65536)
+    np.testing.assert_allclose(both, main + heard, atol=1e-6)
+    np.testing.assert_allclose(alone.truth(alone.config.start_time.timestamp(), emitter=1), (47.08, 8.25))
+
+
+def test_two_further_emitters_send_different_things():
+    other = {"track": STILL, "bandwidth_hz": 100e3}
+    built = [scene(waveform="none", also=[other] * count).samples(0, 65536) for count in (1, 2)]
+    first, second = built[0][0], built[1][0] - built[0][0]
+    assert abs(np.vdot(first, second)) < 0.05 * np.linalg.norm(first) * np.linalg.norm(second)
+
+
+def test_a_further_emitter_is_silent_in_its_pauses():
+    other = {"track": STILL, "pauses_s": [(0.02, 0.04)]}
+    heard = scene(waveform="none", also=[other]).samples(0, 60_000)
+    assert np.abs(heard[:, 20_200:39_900]).max() < 1e-9 < np.abs(heard[:, :19_000]).mean()
+    assert np.abs(heard[:, 41_000:]).mean() > 1e-9
+
+
+@pytest.mark.parametrize("jitter_ns", [0.0, 500.0])
+def test_one_crystal_turns_the_carrier_as_far_as_its_clock_is_late(jitter_ns):
+    """An emitter in the middle of the band, an unmodulated carrier: its phase is the clock's error times frequency."""
+    fields = {"waveform": "am", "bandwidth_hz": 30.0, "clock_drift_ppb": 20e3, "timing_jitter_ns": jitter_ns}
+    fields |= {"level_dbfs_at_1km": 0.0, "path_loss_exponent": 0.0}
+    tied = scene(100e3, shared_oscillator=True, **fields)
+    loose = scene(100e3, **fields)
+    turned = np.angle(tied.samples(0, 50_000)[:, ::2] * loose.samples(0, 50_000)[:, ::2].conj())
+    cycles = np.unwrap(turned, axis=1) / (2 * np.pi)
+    late_s = tied.errors.clock_s(np.arange(0, 50_000, 2) / 100e3)
+    wanted = FREQUENCY_HZ * (late_s - late_s[:, :1])
+    np.testing.assert_allclose(cycles - cycles[:, :1], wanted, atol=0.02)
+    assert np.abs(wanted).max() > 1000.0
+
+
+def test_further_emitters_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match="frequency_offset_hz=390000"):
+        scene(also=[{"track": STILL, "frequency_offset_hz": 390e3, "bandwidth_hz": 50e3}])
+    with pytest.raises(ConfigError, match=r"scene\.also\.0\.track"):
+        scene(also=[{}])
+    with pytest.raises(ConfigError, match="a span ends after it begins"):
+        scene(also=[{"track": STILL, "pauses_s": [(2.0, 1.0)]}])
