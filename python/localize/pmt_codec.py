@@ -60,16 +60,26 @@ def _plain(names: str) -> _Layout:
     return _layout(**dict.fromkeys(names.split()))
 
 
+_POSITION = _plain("latitude longitude")
+_UNCERTAINTY = _plain("sigma_x sigma_y theta covariance_m2 probability semi_major_m semi_minor_m azimuth_deg")
+_PLACED = _layout(position=_POSITION, uncertainty=_UNCERTAINTY)
 _FIX = (
+    *_PLACED,
     *_plain("schema station stream sequence timestamp time_source status reason confidence frequency_hz cache_hit"),
     *_plain("inference_time_ms latency_ms dropped_windows id"),
     *_layout(
-        position=_plain("latitude longitude"),
-        uncertainty=_plain("sigma_x sigma_y theta covariance_m2 probability semi_major_m semi_minor_m azimuth_deg"),
         receivers=[_plain("name level_db used flags")],
         model=_plain("name version sha256 arm backend"),
         alignment=_plain("residual_ns gaps_filled gaps_skipped"),
         window=_plain("samples duration_s"),
+        peaks=[(*_PLACED, *_plain("weight kind"))],
+        tracks=[
+            (
+                *_PLACED,
+                *_plain("id state covariance updates age_s idle_s lag_s nis"),
+                *_layout(velocity=_plain("east_mps north_mps speed_mps course_deg")),
+            )
+        ],
     ),
 )
 _SYMBOLS: dict[str, Any] = {}

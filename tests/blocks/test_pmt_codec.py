@@ -9,8 +9,13 @@ import pmt
 import pytest
 from gnuradio.localize.pmt_codec import fix_from_pmt, fix_to_pmt
 from localize_core.errors import ConfigError
-from localize_core.types.fix import Alignment, ReceiverReport
+from localize_core.types.fix import Alignment, Peak, Position, ReceiverReport, TrackReport, Uncertainty
 from localize_core.wire.fix_json import fix_to_dict
+
+ELLIPSE = Uncertainty(45.0, 38.0, 25.0)
+PEAK = Peak(Position(45.2, 7.5), ELLIPSE, 0.4, "emitter")
+ROWS = ((4.0, 0.0, 1.0, 0.0), (0.0, 4.0, 0.0, 1.0), (1.0, 0.0, 2.0, 0.0), (0.0, 1.0, 0.0, 2.0))
+TRACK = TrackReport(3, "confirmed", Position(45.1, 7.4), ELLIPSE, -3.0, 4.0, ROWS, 7, 1.4, 0.0, 0.2, 1.3)
 
 
 def get(message, *path):
@@ -28,6 +33,7 @@ def get(message, *path):
         {"receivers": (ReceiverReport("north", None, False, ("silent", "gap")), ReceiverReport("süd", -3.0, True))},
         {"alignment": Alignment(None)},
         {"alignment": Alignment(12.5, 3, 4), "frequency_hz": None, "cache_hit": True},
+        {"peaks": (PEAK,), "tracks": (TRACK, replace(TRACK, id=4, nis=None, state="coasting"))},
     ],
 )
 def test_every_fix_comes_back(make_fix, changes):

@@ -15,6 +15,8 @@ FIX_SCHEMA = "gr-localize/fix/1"
 
 Status = Literal["ok", "no_fix"]
 TimeSource = Literal["rx_time", "host", "none"]
+TrackState = Literal["confirmed", "coasting"]
+PeakKind = Literal["emitter", "alternative"]
 
 REASONS: dict[str, str] = {
     "no_emitter": "confidence below the threshold: nothing that the model recognises as an emitter was received",
@@ -34,6 +36,7 @@ RECEIVER_FLAGS: dict[str, str] = {
     "saturated": "samples at full scale; levels are lower bounds",
     "unaligned": "no usable time stamps; correlations with receivers that have some were left out",
     "gap": "samples were missing and filled with zeros",
+    "absent": "no samples came, or they came too late; the receiver was left out",
 }
 """What was wrong with a receiver in this window: words in a receiver's `flags`."""
 
@@ -137,11 +140,64 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """A further place that a window points to, beside the fix's position.
+
+    `kind`: "emitter" for another one heard at the same time, "alternative" for a place where the same one may be
+    instead. `weight`: probability that it is there, 0 to 1.
+    """
+
+    position: Position
+    uncertainty: Uncertainty
+    weight: float
+    kind: PeakKind
+
+
+Row4 = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class TrackReport:
+    """An emitter that was followed up to this fix.
+
+    `id` stays the same for as long as it is followed. `state`: "confirmed" where this fix belongs to it, "coasting"
+    where it goes on without. It stands for the time `lag_s` before the fix's. `covariance`: of east, north (metres) and
+    the velocities east and north (m/s), 4 rows of 4. `updates`: fixes that belong to it; `age_s` since the first,
+    `idle_s` since the last of them; `nis`: how far that last one was from where it was expected, squared, over what was
+    allowed for (chi-square, 2 degrees), None for the first.
+    """
+
+    id: int
+    state: TrackState
+    position: Position
+    uncertainty: Uncertainty
+    east_mps: float
+    north_mps: float
+    covariance: tuple[Row4, Row4, Row4, Row4]
+    updates: int
+    age_s: float
+    idle_s: float
+    lag_s: float = 0.0
+    nis: float | None = None
+
+    @property
+    def speed_mps(self) -> float:
+        return math.hypot(self.east_mps, self.north_mps)
+
+    @property
+    def course_deg(self) -> float:
+        """Direction of the velocity, clockwise from true north, in [0, 360)."""
+        course = math.degrees(math.atan2(self.east_mps, self.north_mps)) % 360.0
+        return 0.0 if course == 360.0 else course  # the remainder of a tiny negative number rounds up
+
+
+@dataclass(frozen=True)
 class Fix:
     """One position estimate, or the reason why there is none. Immutable; all encoders start from it.
 
     `timestamp` is the UTC time of the window's centre. `dropped_windows` counts windows of this stream that
-    were lost since its previous fix. `id`: of the request that it answers, None for streams.
+    were lost since its previous fix. `id`: of the request that it answers, None for streams. `peaks`: further places,
+    where a model was asked for them; `tracks`: what a tracker follows.
     """
 
     station: str
@@ -165,6 +221,8 @@ class Fix:
     latency_ms: float = 0.0
     dropped_windows: int = 0
     id: str | None = None
+    peaks: tuple[Peak, ...] = ()
+    tracks: tuple[TrackReport, ...] = ()
     schema: str = field(default=FIX_SCHEMA, init=False)
 
     def __post_init__(self) -> None:

@@ -18,10 +18,15 @@ from localize_core.types.fix import (
     Alignment,
     Fix,
     ModelIdentity,
+    Peak,
+    PeakKind,
     Position,
     ReceiverReport,
+    Row4,
     Status,
     TimeSource,
+    TrackReport,
+    TrackState,
     Uncertainty,
 )
 
@@ -69,6 +74,10 @@ def fix_to_dict(fix: Fix) -> dict[str, Any]:
     }
     if fix.id is not None:
         encoded["id"] = fix.id
+    if fix.peaks:
+        encoded["peaks"] = [_peak(peak) for peak in fix.peaks]
+    if fix.tracks:
+        encoded["tracks"] = [_track(track) for track in fix.tracks]
     fix_from_dict(encoded)  # nothing leaves that could not be read back
     return encoded
 
@@ -125,6 +134,8 @@ def fix_from_dict(encoded: Any) -> Fix:
         latency_ms=top.number("latency_ms"),
         dropped_windows=top.count("dropped_windows"),
         id=top.text("id", empty=True) if "id" in encoded else None,
+        peaks=tuple(_read_peak(fields) for fields in top.tables("peaks")) if "peaks" in encoded else (),
+        tracks=tuple(_read_track(fields) for fields in top.tables("tracks")) if "tracks" in encoded else (),
     )
 
 
@@ -191,6 +202,36 @@ def _alignment(alignment: Alignment) -> dict[str, Any]:
     }
 
 
+def _peak(peak: Peak) -> dict[str, Any]:
+    return {
+        "position": _position(peak.position),
+        "uncertainty": _uncertainty(peak.uncertainty),
+        "weight": float(peak.weight),
+        "kind": peak.kind,
+    }
+
+
+def _track(track: TrackReport) -> dict[str, Any]:
+    return {
+        "id": int(track.id),
+        "state": track.state,
+        "position": _position(track.position),
+        "uncertainty": _uncertainty(track.uncertainty),
+        "velocity": {
+            "east_mps": float(track.east_mps),
+            "north_mps": float(track.north_mps),
+            "speed_mps": float(track.speed_mps),
+            "course_deg": float(track.course_deg),
+        },
+        "covariance": [[float(value) for value in row] for row in track.covariance],
+        "updates": int(track.updates),
+        "age_s": float(track.age_s),
+        "idle_s": float(track.idle_s),
+        "lag_s": float(track.lag_s),
+        "nis": _float_or_none(track.nis),
+    }
+
+
 def _float_or_none(value: float | None) -> float | None:
     return None if value is None else float(value)
 
@@ -227,6 +268,36 @@ def _read_alignment(fields: _Fields) -> Alignment:
         residual_ns=fields.number_or_none("residual_ns", 0.0),
         gaps_filled=fields.count("gaps_filled"),
         gaps_skipped=fields.count("gaps_skipped"),
+    )
+
+
+def _read_peak(fields: _Fields) -> Peak:
+    return Peak(
+        position=_read_position(fields.table("position")),
+        uncertainty=_read_uncertainty(fields.table("uncertainty")),
+        weight=fields.number("weight", 0.0, 1.0),
+        kind=cast("PeakKind", fields.word("kind", get_args(PeakKind))),
+    )
+
+
+def _read_track(fields: _Fields) -> TrackReport:
+    """Speed and course follow from the velocity, but must be there: others read them."""
+    velocity = fields.table("velocity")
+    velocity.number("speed_mps", 0.0)
+    velocity.number("course_deg", 0.0, math.nextafter(360.0, 0.0))
+    return TrackReport(
+        id=fields.count("id"),
+        state=cast("TrackState", fields.word("state", get_args(TrackState))),
+        position=_read_position(fields.table("position")),
+        uncertainty=_read_uncertainty(fields.table("uncertainty")),
+        east_mps=velocity.number("east_mps"),
+        north_mps=velocity.number("north_mps"),
+        covariance=cast("tuple[Row4, Row4, Row4, Row4]", fields.square("covariance", 4)),
+        updates=fields.count("updates"),
+        age_s=fields.number("age_s", 0.0),
+        idle_s=fields.number("idle_s", 0.0),
+        lag_s=fields.number("lag_s", 0.0),
+        nis=fields.number_or_none("nis", 0.0),
     )
 
 
@@ -288,12 +359,11 @@ class _Fields:
             raise self._error(name, value, "each word once")
         return tuple(value)
 
-    def square(self, name: str) -> None:
+    def square(self, name: str, size: int = 2) -> tuple[tuple[float, ...], ...]:
         rows = self._get(name)
-        if not isinstance(rows, list) or [isinstance(row, list) and len(row) for row in rows] != [2, 2]:
-            raise self._error(name, rows, "two rows of two numbers")
-        for value in (*rows[0], *rows[1]):
-            _Fields({name: value}, self._path).number(name)
+        if not isinstance(rows, list) or [isinstance(row, list) and len(row) for row in rows] != [size] * size:
+            raise self._error(name, rows, "two rows of two numbers" if size == 2 else f"{size} rows of {size} numbers")
+        return tuple(tuple(_Fields({name: value}, self._path).number(name) for value in row) for row in rows)
 
     def table(self, name: str, *, nullable: bool = False) -> Any:
         value = self._get(name)

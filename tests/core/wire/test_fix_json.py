@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -20,8 +21,10 @@ from localize_core.types.fix import (
     Alignment,
     Fix,
     ModelIdentity,
+    Peak,
     Position,
     ReceiverReport,
+    TrackReport,
     Uncertainty,
 )
 from localize_core.wire.fix_json import fix_from_dict, fix_from_json, fix_schema, fix_to_dict, fix_to_json
@@ -63,6 +66,25 @@ reports = st.builds(
 )
 alignments = st.builds(Alignment, st.none() | finite(0.0, 1e9), st.integers(0, 99), st.integers(0, 99))
 
+positions = st.builds(Position, finite(-90.0, 90.0), finite(-180.0, 180.0))
+peaks = st.builds(Peak, positions, uncertainties, finite(0.0, 1.0), st.sampled_from(["emitter", "alternative"]))
+rows = st.tuples(*[finite(-1e12, 1e12)] * 4)
+tracks = st.builds(
+    TrackReport,
+    st.integers(0, 2**40),
+    st.sampled_from(["confirmed", "coasting"]),
+    positions,
+    uncertainties,
+    finite(-1e4, 1e4),
+    finite(-1e4, 1e4),
+    st.tuples(rows, rows, rows, rows),
+    st.integers(0, 2**40),
+    finite(0.0, 1e9),
+    finite(0.0, 1e6),
+    finite(0.0, 1e3),
+    st.none() | finite(0.0, 1e9),
+)
+
 
 @st.composite
 def fixes(draw: st.DrawFn) -> Fix:
@@ -75,7 +97,7 @@ def fixes(draw: st.DrawFn) -> Fix:
         time_source=draw(st.sampled_from(["rx_time", "host", "none"])),
         status="ok" if ok else "no_fix",
         reason=None if ok else draw(st.sampled_from(sorted(REASONS))),
-        position=draw(st.builds(Position, finite(-90.0, 90.0), finite(-180.0, 180.0))) if ok else None,
+        position=draw(positions) if ok else None,
         uncertainty=draw(uncertainties) if ok else None,
         confidence=draw(finite(0.0, 1.0)),
         frequency_hz=draw(st.none() | finite(0.0, 1e11)),
@@ -88,7 +110,27 @@ def fixes(draw: st.DrawFn) -> Fix:
         inference_time_ms=draw(finite(0.0, 1e6)),
         latency_ms=draw(finite(-1e6, 1e6)),
         dropped_windows=draw(st.integers(0, 2**40)),
+        peaks=tuple(draw(st.lists(peaks, max_size=2))) if ok else (),
+        tracks=tuple(draw(st.lists(tracks, max_size=2))),
     )
+
+
+ELLIPSE = Uncertainty(45.0, 38.0, 25.0)
+PEAK = Peak(Position(45.2, 7.5), ELLIPSE, 0.4, "emitter")
+TRACK = TrackReport(
+    id=3,
+    state="confirmed",
+    position=Position(45.1, 7.4),
+    uncertainty=ELLIPSE,
+    east_mps=-3.0,
+    north_mps=4.0,
+    covariance=((4.0, 0.0, 1.0, 0.0), (0.0, 4.0, 0.0, 1.0), (1.0, 0.0, 2.0, 0.0), (0.0, 1.0, 0.0, 2.0)),
+    updates=7,
+    age_s=1.4,
+    idle_s=0.0,
+    lag_s=0.2,
+    nis=1.3,
+)
 
 
 def test_schema_is_a_valid_schema():
@@ -174,14 +216,67 @@ def test_what_is_not_finite_is_refused_by_name(make_fix, field, changes, value):
         fix_to_json(make_fix(**changes(value)))
 
 
-def changed(path: str, value: object) -> dict:
-    document = copy.deepcopy(DOCUMENTED)
+def changed(path: str, value: object, document: dict = DOCUMENTED) -> dict:
+    document = copy.deepcopy(document)
     *parents, name = [int(part) if part.isdigit() else part for part in path.split(".")]
     inner = document
     for parent in parents:
         inner = inner[parent]
     inner[name] = value
     return document
+
+
+def test_peaks_and_tracks_are_there_where_there_are_any(make_fix):
+    assert not {"peaks", "tracks"} & set(fix_to_dict(make_fix()))
+    encoded = fix_to_dict(make_fix(peaks=(PEAK,), tracks=(TRACK,)))
+    assert encoded["peaks"][0]["position"] == {"latitude": 45.2, "longitude": 7.5}
+    assert encoded["tracks"][0]["velocity"] == {
+        "east_mps": -3.0,
+        "north_mps": 4.0,
+        "speed_mps": 5.0,
+        "course_deg": pytest.approx(360.0 - math.degrees(math.atan2(3.0, 4.0))),
+    }
+
+
+@pytest.mark.parametrize("east_mps", [-1e-320, -1e-17, 0.0])
+def test_course_stays_below_360(make_fix, east_mps):
+    encoded = fix_to_dict(make_fix(tracks=(dataclasses.replace(TRACK, east_mps=east_mps, north_mps=1.0),)))
+    assert encoded["tracks"][0]["velocity"]["course_deg"] == 0.0
+    VALIDATOR.validate(encoded)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("peaks.0.weight", 1.1),
+        ("peaks.0.kind", "ghost"),
+        ("peaks.0.position.latitude", 91.0),
+        ("peaks.0.uncertainty", None),
+        ("peaks", None),
+        ("tracks.0.id", -1),
+        ("tracks.0.state", "lost"),
+        ("tracks.0.position", None),
+        ("tracks.0.velocity", None),
+        ("tracks.0.velocity.east_mps", "fast"),
+        ("tracks.0.velocity.speed_mps", -1.0),
+        ("tracks.0.velocity.course_deg", 360.0),
+        ("tracks.0.covariance", [[1.0, 0.0], [0.0, 1.0]]),
+        ("tracks.0.covariance.2.1", None),
+        ("tracks.0.updates", 0.5),
+        ("tracks.0.age_s", -1.0),
+        ("tracks.0.idle_s", -1.0),
+        ("tracks.0.lag_s", None),
+        ("tracks.0.nis", -1.0),
+        ("tracks", {}),
+    ],
+)
+def test_schema_and_decoder_reject_the_same_peaks_and_tracks(make_fix, path, value):
+    document = fix_to_dict(make_fix(peaks=(PEAK,), tracks=(TRACK,)))
+    VALIDATOR.validate(document)
+    broken = changed(path, value, document)
+    assert not VALIDATOR.is_valid(broken)
+    with pytest.raises(ConfigError, match=re.escape(re.sub(r"\.(\d)\b", r"[\1]", path.partition(".covariance")[0]))):
+        fix_from_dict(broken)
 
 
 NO_FIX = {"status": "no_fix", "reason": "silence", "position": None, "uncertainty": None}
