@@ -10,6 +10,8 @@ from localize_core.simulation.blocks import Floats, Purpose, Samples, generator
 from localize_core.simulation.config import SceneConfig
 from localize_core.simulation.fields import SmoothField
 
+BENT_TURNS = 0.16
+"""A tied carrier may be so much off a straight line, about, over four blocks: a sixteenth of it over one."""
 PEAK_RATE = 4.0
 """Standard deviations of the jitter's rate that count as its largest."""
 
@@ -53,8 +55,11 @@ class ReceiverErrors:
 
     @property
     def jitter_time_s(self) -> float:
-        """Time over which clocks wander away from their line; infinite if they do not."""
-        return self._jitter_time_s if self._jitter else math.inf
+        """Time over which clocks, and carriers tied to them, wander off a straight line; infinite if they do not."""
+        if not self._jitter:
+            return math.inf
+        turns = self._tied_hz * self._jitter_s
+        return self._jitter_time_s * min(1.0, math.sqrt(BENT_TURNS / turns) if turns else 1.0)
 
     @property
     def turning(self) -> bool:
