@@ -69,6 +69,11 @@ class KiwiRecording:
         return () if self.frequency_hz is None else ((0, self.frequency_hz),)
 
     @property
+    def marks(self) -> None:
+        """The stamps are noisy: their line counts."""
+        return None
+
+    @property
     def duration_s(self) -> float:
         """From the first sample to just after the last, gaps included."""
         return (len(self.samples) + sum(gap.missing for gap in self.gaps)) / self.sample_rate_hz

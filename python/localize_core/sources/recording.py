@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,29 @@ class Gap:
 
     index: int
     missing: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The tags that a stream carried at its sample `index`, exactly; None where there was none of a kind.
+
+    `rx_time`: whole seconds and fraction. `restart`: the stream was interrupted before this sample, `lost` samples are
+    missing, None for an unknown number.
+    """
+
+    index: int
+    rx_time: tuple[int, float] | None = None
+    rx_rate_hz: float | None = None
+    rx_freq_hz: float | None = None
+    time_source: str | None = None
+    time_error_s: float | None = None
+    restart: bool = False
+    lost: int | None = None
+
+
+def moved(mark: Mark, samples: int) -> Mark:
+    """The same tags so many samples later."""
+    return replace(mark, index=mark.index + samples)
 
 
 class Recording(Protocol):
@@ -57,6 +80,11 @@ class Recording(Protocol):
         ...
 
     @property
+    def marks(self) -> tuple[Mark, ...] | None:
+        """The tags of the recorded stream where they are known, rising by sample; else what the times say counts."""
+        ...
+
+    @property
     def duration_s(self) -> float:
         """From the first sample to just after the last, gaps included."""
         ...
@@ -75,7 +103,12 @@ class Recording(Protocol):
 
 
 def stamped_samples(recording: Recording) -> NDArray[np.int64]:
-    """Samples whose time is told to whoever aligns the recording: about every second and after each gap, rising."""
+    """Samples whose time is told to whoever aligns the recording, rising.
+
+    Those of its marks, or else about one a second and that after each gap.
+    """
+    if recording.marks is not None:
+        return np.array([mark.index for mark in recording.marks if mark.rx_time is not None], np.int64)
     if not recording.time_valid:
         return np.empty(0, np.int64)
     interval = max(1, round(STAMP_INTERVAL_S * recording.sample_rate_hz))

@@ -1,0 +1,164 @@
+"""A stream's way to its files: a bounded queue and a thread, so that no disk ever holds up a radio."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localize_core.recorder.sigmf_writer import SigmfWriter, later
+from localize_core.sources.recording import Mark, moved
+
+log = logging.getLogger(__name__)
+
+QUEUE_S = 4.0
+"""What may wait to be written: a disk that is busy for longer costs samples."""
+RETRY_S = 1.0
+"""From one try to the next while nothing can be written."""
+CLOSE_S = 10.0
+"""How long stop() waits for what is still to be written."""
+
+_Chunk = tuple[NDArray[np.complex64], tuple[Mark, ...]]
+
+
+class StreamRecorder:
+    """Writes what `push` takes, in order, in a thread of its own.
+
+    `capacity`: samples that may wait. Samples that find no room, or that the disk does not take, are not kept: the
+    recording has a gap there, which it tells of, and goes on by itself when it can. `offered` = `recorded` +
+    `lost_queue` + `lost_disk` + `waiting`.
+    """
+
+    def __init__(self, writer: SigmfWriter, *, capacity: int) -> None:
+        self.writer = writer
+        self.offered = self.lost_queue = self.lost_disk = 0
+        self._capacity = capacity
+        self._changed = threading.Condition()
+        self._queue: deque[_Chunk | tuple[int, tuple[Mark, ...]]] = deque()
+        self._waiting = 0
+        self._full = self._stopping = False
+        self._why, self._retry_s, self._lost_before = "", 0.0, 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def recorded(self) -> int:
+        return self.writer.recorded
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    @property
+    def state(self) -> str:
+        """`recording`, or why not."""
+        return self._why or "recording"
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"localize-record-{self.writer.name}", daemon=True)
+        self._thread.start()
+
+    def push(self, samples: NDArray[np.complex64], marks: Sequence[Mark] = ()) -> None:
+        """The stream's next samples, which may be overwritten afterwards, and their tags. Never waits for the disk."""
+        count = len(samples)
+        with self._changed:
+            self.offered += count
+            fits = self._thread is not None and self._waiting + count <= self._capacity
+            if fits:
+                self._queue.append((samples.copy(), tuple(marks)))
+                self._waiting += count
+            else:
+                self.lost_queue += count
+                self._leave_out(count, marks)
+            first, self._full = not fits and not self._full, not fits
+            self._changed.notify()
+        if first:
+            log.warning("recording %s: the disk is too slow, samples are not kept", self.writer.name)
+
+    def _leave_out(self, count: int, marks: Sequence[Mark]) -> None:
+        """Have the queue say that samples are missing: once, however many pushes that are. Needs the lock."""
+        before = 0
+        if self._queue:
+            last, earlier = self._queue[-1]
+            if isinstance(last, int):
+                self._queue.pop()
+                before, marks = last, [*earlier, *(moved(mark, last) for mark in marks)]
+        merged = (reduce(later, marks),) if marks else ()
+        self._queue.append((before + count, merged))
+
+    def stop(self) -> None:
+        """Write what waits, and close the files. Stopping twice is harmless."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            log.error("recording %s: not written within %g s: %d samples", self.writer.name, CLOSE_S, self._waiting)
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._stopping, RETRY_S)
+                chunks, stopping = list(self._queue), self._stopping
+                self._queue.clear()
+            for taken, marks in chunks:
+                if isinstance(taken, int):
+                    self.writer.skip(taken, marks)
+                else:
+                    self._write(taken, marks)
+            if stopping and not self._queue:
+                break
+            if not chunks and not self._why:  # the stream is silent: what it has said is safe
+                self._try(self.writer.flush)
+        self._try(self.writer.close)
+
+    def _write(self, samples: NDArray[np.complex64], marks: tuple[Mark, ...]) -> None:
+        writer, start = self.writer, self.writer.index
+        if not self._why or time.monotonic() >= self._retry_s:
+            try:
+                writer.append(samples, marks)
+            except OSError as error:
+                self._pause(error)
+            else:
+                self._resume()
+        done = writer.index - start
+        lost = len(samples) - done
+        if lost:
+            writer.skip(lost, [moved(mark, -done) for mark in marks if mark.index >= done])
+        with self._changed:
+            self._waiting -= len(samples)
+            self.lost_disk += lost
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self._pause(error)
+
+    def _pause(self, error: OSError) -> None:
+        self._retry_s = time.monotonic() + RETRY_S
+        first, self._why = not self._why, error.strerror or str(error)
+        if not first:
+            return
+        self._lost_before = self.lost_disk
+        log.error("recording %s pauses: %s", self.writer.name, self._why)
+        with contextlib.suppress(OSError):
+            self.writer.close()
+
+    def _resume(self) -> None:
+        if self._why:
+            self._why = ""
+            lost = self.lost_disk - self._lost_before
+            log.warning("recording %s goes on: %d samples were not kept", self.writer.name, lost)
