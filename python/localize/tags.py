@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pmt
-from localize_core.types.fix import Alignment
+from localize_core.types.fix import Alignment, TimeSource
 from localize_core.types.time import shift_time
 
 RX_TIME = pmt.intern("rx_time")
@@ -21,9 +21,16 @@ ALIGNMENT = pmt.intern("localize_alignment")
 GAP = pmt.intern("localize_gap")
 LENGTH = pmt.intern("localize_length")
 TIME_ERROR = pmt.intern("localize_time_error")
+TIME_SOURCE = pmt.intern("localize_time_source")
+RESTART = pmt.intern("localize_restart")
+BOUNDARY = pmt.intern("localize_boundary")
 
 END_OF_TIME_S = 253_402_214_400
 """31 December 9999: later times are no dates."""
+
+Boundary = Literal["gap", "receiver", "restart", "retune"]
+"""Why no window may span a sample: a receiver's samples are missing from here, one is back, its stream was interrupted,
+or it hears another frequency."""
 
 
 class FeatureConfig(Protocol):
@@ -99,6 +106,44 @@ def alignment_from_pmt(value: Any) -> Alignment | None:
     if not isinstance(filled, int) or not isinstance(skipped, int) or not isinstance(residual_ns, float | None):
         return None
     return Alignment(residual_ns, filled, skipped)
+
+
+def time_source_to_pmt(source: TimeSource) -> Any:
+    """The value of a `localize_time_source` tag: whose clock the stream's `rx_time` tags are, "rx_time" or "host"."""
+    return pmt.intern(source)
+
+
+def time_source_from_pmt(value: Any) -> TimeSource | None:
+    """Whose clock a `localize_time_source` tag names, None if it is no such value."""
+    said = pmt.symbol_to_string(value) if pmt.is_symbol(value) else ""
+    return "rx_time" if said == "rx_time" else "host" if said == "host" else None
+
+
+def restart_to_pmt(lost: int | None = None) -> Any:
+    """The value of a `localize_restart` tag: how many samples were lost just before, None where nobody knows."""
+    return pmt.PMT_NIL if lost is None else pmt.from_uint64(lost)
+
+
+def restart_from_pmt(value: Any) -> int | None:
+    """Samples that were lost before a `localize_restart` tag, None where it does not say."""
+    return int(pmt.to_uint64(value)) if pmt.is_uint64(value) else None
+
+
+def boundary_to_pmt(reason: Boundary, frames: int = 0) -> Any:
+    """The value of a `localize_boundary` tag. On frames it says also how many of them, from its own on, have seen
+    samples of both sides.
+    """
+    symbol = pmt.intern(reason)
+    return pmt.cons(symbol, pmt.from_uint64(frames)) if frames else symbol
+
+
+def boundary_from_pmt(value: Any) -> tuple[Boundary, int] | None:
+    """Reason and frames of a `localize_boundary` tag, 0 frames where it names none; None if it is no such value."""
+    reason, frames = (pmt.car(value), pmt.cdr(value)) if pmt.is_pair(value) else (value, pmt.from_uint64(0))
+    if not pmt.is_symbol(reason) or not pmt.is_uint64(frames):
+        return None
+    said = pmt.symbol_to_string(reason)
+    return (said, int(pmt.to_uint64(frames))) if said in get_args(Boundary) else None
 
 
 def write(block: Any, n_outputs: int, index: int, key: Any, value: Any) -> None:

@@ -27,6 +27,7 @@ class SampleFlag(IntFlag):
     SATURATED = 4
     UNALIGNED = 8
     GAP = 16
+    ABSENT = 32
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from localize_core.addresses import checked_redis_url, without_password
+from localize_core.alignment.settings import AlignmentSettings
 from localize_core.cache.settings import CacheSettings, SimilaritySettings
 from localize_core.errors import ConfigError
 from localize_core.model.session import SessionSettings
@@ -293,6 +294,7 @@ class Station(_Table):
     control: ControlTable | None = None
     http: HttpTable | None = None
     cache: CacheSettings = CacheSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
     metrics: MetricsTable | None = None
     scene: SceneConfig | None = None
 
@@ -392,6 +394,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "cot": CotTable,
     "control": ControlTable,
     "http": HttpTable,
+    "alignment": AlignmentSettings,
     "cache": CacheSettings,
     "similar": SimilaritySettings,
     "metrics": MetricsTable,

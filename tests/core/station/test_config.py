@@ -156,6 +156,10 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),
+    ("[alignment]", "clocks", ["fitted", "trusted"], ["true", ""]),
+    ("[alignment]", "max_wait_s", [0.01, 60.0], [0.0, -1.0, 61.0]),
+    ("[alignment]", "fill_gaps_s", [0.0, 60.0], [-0.1, 61.0]),
+    ("[alignment]", "acquire_s", [0.01, 60.0], [0.0, 61.0]),
     ("[cache]", "live", [True, False], ["maybe"]),
     ("[cache]", "replay", [True, False], [5]),
     ("[cache]", "requests", [True, False], [5]),
@@ -245,7 +249,7 @@ def test_values_out_of_range_are_named(table, key, value):
 def test_every_key_has_a_range_or_a_reason():
     """A new key is to be listed above."""
     tested = {(table.strip("[]"), key) for table, key, _, _ in GOOD_AND_BAD}
-    for name in ("station", "area", "features", "propagation", "model", "cache"):
+    for name in ("station", "area", "features", "propagation", "model", "alignment", "cache"):
         table = Station.model_fields[name].annotation
         assert table is not None
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
@@ -262,6 +266,7 @@ def test_every_key_has_a_range_or_a_reason():
         ("[features]", "features.colour"),
         ("[propagation]", "propagation.colour"),
         ("[model]", "model.colour"),
+        ("[alignment]", "alignment.colour"),
         ("[cache]", "cache.colour"),
         ("[metrics]", "metrics.colour"),
         ("[http]", "http.colour"),

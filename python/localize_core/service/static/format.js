@@ -19,6 +19,7 @@ export const FLAGS = {
   saturated: "saturated, the level is a lower bound",
   unaligned: "no usable time stamps",
   gap: "missing samples filled with zeros",
+  absent: "no samples came",
 };
 
 export const reasonText = (reason) => REASONS[reason] ?? reason ?? "";
