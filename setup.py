@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 setup(
     packages=[
         "gnuradio.localize",
+        "gnuradio.localize.radios",
         "localize_benchmarks",
         *find_packages("python", include=["localize_core", "localize_core.*"]),
         *find_packages("apps", include=["localize_apps", "localize_apps.*"]),

@@ -317,6 +317,29 @@ def start_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callab
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def rtl_tcp() -> Any:
+    """benchmarks/rtl_tcp_server.py: its servers, the numbers of commands, samples as bytes and back."""
+    module = _benchmark("rtl_tcp_server")
+    if (why := module.missing()) is not None:
+        pytest.skip(why)
+    return module
+
+
+@pytest.fixture
+def start_rtl_tcp(rtl_tcp: Any) -> Iterator[Callable[..., Any]]:
+    """A starter of `RtlTcpServer`s of what is to be played and their options."""
+    servers: list[Any] = []
+
+    def start(played: Any, **options: Any) -> Any:
+        servers.append(rtl_tcp.RtlTcpServer(played, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
 class MlflowServer:
     """An MLflow server on a port of its own, with its data in a folder. Killed and started again it is the same."""
 
