@@ -22,11 +22,14 @@ from localize_core.errors import ConfigError, EngineError, LocalizeError, ModelE
 from localize_core.model.admission import admit, check_window
 from localize_core.model.contract import Contract
 from localize_core.model.source import RemoteUri, parse_model_uri
+from localize_core.sanity.geometry import ArrivalGeometry
+from localize_core.sanity.monitor import SanityMonitor
 from localize_core.serving.arm import Arm, Loader
 from localize_core.serving.experiment import Experiment
 from localize_core.serving.health import CONDITIONS, Health
 from localize_core.serving.likelihood import Likelihood
 from localize_core.serving.requests import MAX_REQUESTS, Request, RequestReader
+from localize_core.serving.sanity import SanityWatch
 from localize_core.serving.settings import ChallengerSettings, ServingSettings
 from localize_core.serving.sources import open_champion, open_source
 from localize_core.serving.tally import FALLBACK, Tally
@@ -52,6 +55,7 @@ class Engine:
     `compiled`: the station's compiled model, which the source string `compiled` stands for. `station`: name in fixes
     that answer requests, the contract's if empty. `min_confidence`: below it the answer is no fix. `probability`: what
     the ellipse of a fix is said to hold. `cache`: which answers are kept for windows that come again, None for none.
+    `geometry`: how far the receivers' times are to be trusted, in the contract's order; None for what is usual.
 
     A new engine has loaded and admitted its champion, and knows the `contract` of windows. After `prepare` it answers;
     between `start` and `stop` it also watches the sources, takes commands and compares. Answers may be asked for from
@@ -70,6 +74,7 @@ class Engine:
         min_confidence: float = 0.5,
         probability: float = 0.95,
         cache: CacheSettings | None = None,
+        geometry: ArrivalGeometry | None = None,
     ) -> None:
         self.settings = settings
         self._cache_settings, self._cache = cache or CacheSettings(), open_cache(cache)
@@ -107,6 +112,10 @@ class Engine:
         self._on_shadow: OnFix | None = None
         self._shadow: InferenceWorker[_Comparison, tuple[_Comparison, Fix]] | None = None
         self._watcher: Watcher | None = None
+        geometry = geometry or ArrivalGeometry.of_contract(self.contract)
+        self._sanity: SanityWatch | None = None
+        if geometry is not None and self.contract.correlation_config is not None:
+            self._sanity = SanityWatch(SanityMonitor(self.contract, geometry), self.health, self.notify)
 
     # Life
 
@@ -157,6 +166,8 @@ class Engine:
         if self._cache is not None:
             self._cache.start()
         self._start_shadow()
+        if self._sanity is not None:
+            self._sanity.start(live=live)
         self._watcher = Watcher(self._poll, self._poll_s, name="localize-models")
         self._watcher.start()
         self.health.run()
@@ -168,6 +179,8 @@ class Engine:
             self._watcher.stop()
         self._watcher = None
         self._stop_shadow()
+        if self._sanity is not None:
+            self._sanity.stop()
         if self._cache is not None:
             self._cache.close()
         self.health.stop()
@@ -215,9 +228,16 @@ class Engine:
             fixes = conclude()
             instruments.observe("inference", time.monotonic() - began_s, count=len(fixes))
             self.tally.answered(fixes)
+            if self._sanity is not None:
+                self._sanity.offer(windows, fixes)
             return fixes
 
         return concluded
+
+    @property
+    def sanity(self) -> dict[str, Any]:
+        """What the receivers' times say of clocks, coordinates and geometry; empty where there is nothing to tell."""
+        return {} if self._sanity is None else self._sanity.report()
 
     @property
     def tells_likelihood(self) -> bool:
@@ -680,6 +700,7 @@ class Engine:
             "sha256": identity.sha256,
             **({} if self._cache is None else {"cache": self._cache.summary()}),
             **({"similar": similar} if (similar := self.similar) else {}),
+            **({"sanity": sanity} if (sanity := self.sanity) else {}),
             **{section: told for section, report in self._observed.items() if (told := report()) not in ({}, None)},
         }
 

@@ -19,6 +19,11 @@ CONDITIONS: dict[str, str] = {
     "challenger_unavailable": "the challenger's inference server does not answer; the champion does",
     "challenger_error": "the challenger's last inference failed or returned values that are not finite",
     "experiment_rolled_back": "the challenger missed a gate and serves no stream any more",
+    "geometry_poor": "the emitter stands where the receivers' geometry hardly tells its place",
+    "clock_offset": "a receiver's times are off by more than its station says: clock, cable or coordinates",
+    "clock_jump": "a receiver's clock has jumped",
+    "clock_drift": "a receiver's clock runs away from the others",
+    "position_suspect": "a receiver does not stand where its station says",
 }
 """What makes an engine degraded, and what it means."""
 

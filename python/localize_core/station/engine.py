@@ -6,9 +6,10 @@ from pathlib import Path
 
 from localize_core.cache.settings import CacheSettings
 from localize_core.model.store import compiled_model_path
+from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.serving.engine import Engine
 from localize_core.station.config import ModelTable, Station
-from localize_core.station.plan import fit_station, plan_station
+from localize_core.station.plan import arrival_geometry, fit_station, plan_station
 
 
 def station_engine(
@@ -23,7 +24,10 @@ def station_engine(
     plan = plan_station(station) if "compiled" in (settings.uri, settings.fallback) else None
     compiled = None if plan is None else compiled_model_path(plan.spec)
     name = name or station.station.name
-    engine = model_engine(settings, name=name, min_confidence=min_confidence, cache=cache, compiled=compiled)
+    geometry = arrival_geometry(station) if plan is None else ArrivalGeometry.of_spec(plan.spec)
+    engine = model_engine(
+        settings, name=name, min_confidence=min_confidence, cache=cache, compiled=compiled, geometry=geometry
+    )
     if plan is not None and settings.uri == "compiled":
         return engine, plan.time_steps, plan.window_hop
     return engine, *fit_station(station, engine.contract)
@@ -36,6 +40,7 @@ def model_engine(
     min_confidence: float | None = None,
     cache: CacheSettings | None,
     compiled: Path | None = None,
+    geometry: ArrivalGeometry | None = None,
 ) -> Engine:
     """The engine of a model. Raises as Engine does."""
     return Engine(
@@ -45,4 +50,5 @@ def model_engine(
         min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
         probability=settings.probability,
         cache=cache,
+        geometry=geometry,
     )

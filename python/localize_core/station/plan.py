@@ -19,6 +19,7 @@ from localize_core.model.compiled.compile import MIN_TIME_STEPS
 from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
 from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
 from localize_core.model.contract import Contract, Receiver, moved_receivers
+from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.sources.kiwi import read_kiwi_wav
 from localize_core.sources.recording import Recording, common_span
 from localize_core.sources.sigmf import read_sigmf
@@ -144,6 +145,21 @@ def plan_station(station: Station) -> Plan:
             f"most {MAX_WINDOW_VALUES:.2g} are allowed; make the window shorter or features.hop longer"
         )
     return Plan(spec, time_steps, window_hop)
+
+
+def arrival_geometry(station: Station) -> ArrivalGeometry:
+    """How far the receivers' times are to be trusted, whatever model a station has."""
+    area = Area(**station.area.model_dump())
+    clock_ns = [r.timing_sigma_ns or _clock_sigma_ns(station, [], index) for index, r in enumerate(station.receiver)]
+    places = np.array([(r.latitude, r.longitude, r.altitude_m) for r in station.receiver])
+    return ArrivalGeometry(
+        names=tuple(receiver.name for receiver in station.receiver),
+        receivers_m=area.frame.to_enu_m(*places.T),
+        sigma_m=np.array(clock_ns) * 1e-9 * SPEED_OF_LIGHT_MPS,
+        frame=area.frame,
+        along_surface=along_surface(station.station.frequency_hz),
+        path=_path(station),
+    )
 
 
 def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
