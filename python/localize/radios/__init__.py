@@ -10,7 +10,7 @@ from localize_core.station.sources import Device
 
 from .radio import Radio
 
-OPENERS = {"rtl-tcp": "rtl_tcp"}
+OPENERS = {"soapy": "soapy", "uhd": "uhd", "osmosdr": "osmosdr", "rtl-tcp": "rtl_tcp", "zmq": "zmq"}
 """Module of each kind, imported only where a station has the kind: its driver need not be installed."""
 
 

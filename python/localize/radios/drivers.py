@@ -1,48 +1,70 @@
-"""Drivers of radios: whether they are installed, and what they print."""
+"""What the drivers of radios have in common: they may be missing, fail at length, and do other than they were told."""
 
 from __future__ import annotations
 
 import importlib
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Lock
 from types import ModuleType
+from typing import Any
 
-from localize_core.errors import MissingDriver
+from gnuradio import blocks, gr
+from localize_core.alignment.aligner import MAX_RATE_ERROR
+from localize_core.errors import ConfigError, MissingDriver, RadioError
+from localize_core.station.config import StationTable
+from localize_core.station.drivers import INSTALL
 from localize_core.station.sources import Device
 
-INSTALL = {
-    "gnuradio.soapy": "apt-get install gnuradio, or conda install -c conda-forge gnuradio-soapy",
-    "gnuradio.uhd": "apt-get install gnuradio, or conda install -c conda-forge gnuradio-uhd",
-    "gnuradio.zeromq": "apt-get install gnuradio, or conda install -c conda-forge gnuradio-zeromq",
-    "osmosdr": "apt-get install gr-osmosdr, or conda install -c conda-forge gnuradio-osmosdr",
-}
-_printing = Lock()
+MAX_TUNING_ERROR = 0.01
+"""Of the sample rate. Tuners have steps, of less than that."""
 
 
 def import_driver(module: str, device: Device) -> ModuleType:
     """GNU Radio's module for a kind of device. Raises MissingDriver with the command that installs it."""
     try:
-        with quiet():
-            return importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
-        raise MissingDriver(f"{device.name}: needs {module} ({error}): {INSTALL[module]}") from error
+        raise MissingDriver(f"{device.name}: cannot load {module} ({error}): {INSTALL[module]}") from error
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Meanwhile what drivers print to standard output goes to standard error: they do so past Python, in C.
+def opening(device: Device) -> Iterator[None]:
+    """What a driver raises becomes one line: RadioError, or ConfigError where it refuses what it was asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{device.name}: {_one_line(error)}") from error
+    except (RuntimeError, IndexError, KeyError, OSError) as error:
+        raise RadioError(f"{device.name}: {_one_line(error)}") from error
 
-    Whatever else is written to standard output meanwhile goes there as well.
-    """
-    with _printing:
-        sys.stdout.flush()
-        stdout = os.dup(1)
-        os.dup2(2, 1)
-        try:
-            yield
-        finally:
-            os.dup2(stdout, 1)
-            os.close(stdout)
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_tuned(device: Device, station: StationTable, rate_hz: float, frequencies_hz: Sequence[float]) -> None:
+    """Raise ConfigError where a driver took another rate or frequency than the station's."""
+    wanted_hz = station.sample_rate_hz
+    if not abs(rate_hz / wanted_hz - 1.0) <= MAX_RATE_ERROR:
+        raise ConfigError(f"station.sample_rate_hz={wanted_hz:g}: {device.name} gives {rate_hz:g}")
+    for receiver, found_hz in zip(device.receivers, frequencies_hz, strict=True):
+        if not abs(found_hz - station.frequency_hz) <= MAX_TUNING_ERROR * wanted_hz:
+            raise ConfigError(
+                f"station.frequency_hz={station.frequency_hz:g}: {device.name} is at {found_hz:g} for {receiver.name}"
+            )
+
+
+def chosen_outputs(source: Any, count: int, channels: Sequence[int]) -> tuple[tuple[Any, int], ...]:
+    """Outputs of a block of `count` that are `channels`; what comes from the others is thrown away."""
+    unused = sorted(set(range(count)) - set(channels))
+    if not unused:
+        return tuple((source, channel) for channel in channels)
+    size = gr.sizeof_gr_complex
+    whole = gr.hier_block2(
+        "chosen_outputs", gr.io_signature(0, 0, 0), gr.io_signature(len(channels), len(channels), size)
+    )
+    for port, channel in enumerate(channels):
+        whole.connect((source, channel), (whole, port))
+    for channel in unused:
+        whole.connect((source, channel), blocks.null_sink(size))
+    return tuple((whole, port) for port in range(len(channels)))

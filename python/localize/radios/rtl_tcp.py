@@ -19,7 +19,7 @@ from localize_core.errors import ConfigError, RadioError
 from localize_core.station.config import StationTable
 from localize_core.station.sources import Device
 
-from .drivers import import_driver, quiet
+from .drivers import import_driver
 from .radio import Radio
 
 CONNECT_S = 5.0
@@ -63,8 +63,7 @@ def open_radio(device: Device, station: StationTable) -> Radio:
         "bias": int(source.bias_tee),
     }
     try:
-        with quiet():
-            client = osmosdr.source(",".join(f"{key}={value}" for key, value in arguments.items()))
+        client = osmosdr.source(",".join(f"{key}={value}" for key, value in arguments.items()))
         client.set_sample_rate(station.sample_rate_hz)
         client.set_center_freq(station.frequency_hz)
         # it turns the number into an unsigned one of 32 bits, which leaves open what becomes of negative ones

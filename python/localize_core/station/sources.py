@@ -51,7 +51,9 @@ Arguments = Annotated[str, AfterValidator(_key_value_pairs)]
 Channel = Annotated[int, Field(ge=0, lt=MAX_CHANNELS, description="which of the device's receive channels")]
 BandwidthHz = Annotated[float | None, Field(gt=0.0, le=1e10, description="of the analogue filter; by rate if left out")]
 GainDb = Annotated[float | None, Field(ge=-100.0, le=200.0)]
-Ppm = Annotated[float, Field(ge=-1000.0, le=1000.0, description="how much too fast the device's oscillator runs")]
+Ppm = Annotated[
+    float, Field(ge=-1000.0, le=1000.0, description="frequency correction, of the sign that the driver has")
+]
 
 
 class KiwiWavSource(_Source):
@@ -159,7 +161,7 @@ class SoapySource(_AnalogueSource):
 
     @property
     def is_disciplined(self) -> bool:
-        return any(_is_discipline(source) for source in (self.clock_source, self.time_source))
+        return self.time_source is not None and self.time_source.lower() not in ("none", "internal", "sw_ticks")
 
     @property
     def has_one_clock(self) -> bool:
@@ -252,18 +254,25 @@ class ZmqSource(RadioSource):
     """IQ that another flowgraph sends with a ZMQ PUB sink."""
 
     DEVICE: ClassVar[str] = "address"
-    SHARED: ClassVar[tuple[str, ...]] = ("channels",)
+    SHARED: ClassVar[tuple[str, ...]] = ("channels", "time_source")
 
     kind: Literal["zmq"]
     address: Annotated[str, AfterValidator(_zmq_address)] = Field(description="tcp://HOST:PORT or ipc://PATH")
     channel: Channel = 0
     channels: int = Field(1, ge=1, le=MAX_CHANNELS, description="streams in each item, interleaved and of one clock")
+    time_source: Literal["host", "rx_time"] = Field(
+        "host", description="whose times count: this computer's, or those of tags rx_time that the sender repeats"
+    )
 
     @model_validator(mode="after")
     def _channel_there(self) -> ZmqSource:
         if self.channel >= self.channels:
             raise ValueError(f"channel={self.channel}: channels={self.channels}, counted from 0")
         return self
+
+    @property
+    def is_disciplined(self) -> bool:
+        return self.time_source == "rx_time"
 
 
 Source = Annotated[
@@ -286,11 +295,6 @@ LIVE_KINDS = tuple(kind for kind, table in SOURCE_TABLES.items() if issubclass(t
 def _names_several(args: str) -> bool:
     """Whether numbered keys name more than one device."""
     return any(part.partition("=")[0].strip().endswith("1") for part in args.split(","))
-
-
-def _is_discipline(source: str | None) -> bool:
-    words = (source or "").lower()
-    return any(word in words for word in ("ext", "gps", "pps"))
 
 
 @dataclass(frozen=True)
