@@ -11,6 +11,7 @@ from .mqtt_fix_sink import mqtt_fix_sink
 from .onnx_inference import onnx_inference
 from .redis_fix_sink import redis_fix_sink
 from .scene_source import scene_source
+from .sigmf_sink import sigmf_sink
 from .sigmf_source import sigmf_source
 from .time_align import time_align
 from .zmq_fix_sink import zmq_fix_sink

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +29,9 @@ from numpy.typing import NDArray
 from localize_core import __version__
 from localize_core.errors import ConfigError
 from localize_core.sources.recording import Mark
+from localize_core.sources.sigmf_marks import HOLDS, NAMESPACE, STREAM
 from localize_core.types.time import shift_time
 
-NAMESPACE = "localize"
 EXTENSION_VERSION = "1.0.0"
 SIGMF_VERSION = "1.2.0"
 SAMPLE_BYTES = {"cf32_le": 8, "ci16_le": 4, "ci8": 2}
@@ -111,7 +112,8 @@ class SigmfWriter:
 
     `datatype`: cf32_le is exact, ci16_le and ci8 take amplitude 1 for 32768 and 128, round, and clip (`clipped`
     counts). `flush_s`: from one flush to the next while samples come. `stream`: what the parts of one recording share.
-    `on_part`: told of a part that is whole, and of one that went. Nothing here is for several threads.
+    `on_part`: told of a part that is whole, and of one that went. Parts that the folder has already stay: numbers go on
+    after theirs. Nothing here is for several threads.
 
     Raises ConfigError for a datatype or time that cannot be, OSError where the first file cannot be written.
     """
@@ -128,10 +130,7 @@ class SigmfWriter:
         limits: Limits | None = None,
         on_part: Callable[[], None] = lambda: None,
     ) -> None:
-        if datatype not in SAMPLE_BYTES:
-            raise ConfigError(f"datatype={datatype!r}: wanted one of {', '.join(SAMPLE_BYTES)}")
-        if not 0.0 <= flush_s < float("inf"):
-            raise ConfigError(f"flush_s={flush_s}: wanted 0 or more")
+        self.check(datatype, flush_s)
         self.name, self.about = name, about
         self.index = self.recorded = self.flushed = self.clipped = 0
         self.parts: list[Path] = []
@@ -139,7 +138,7 @@ class SigmfWriter:
         self._folder, self._stream, self._datatype = folder, stream, datatype
         self._flush_s, self._limits, self._on_part = flush_s, limits or Limits(), on_part
         self._sample_bytes = SAMPLE_BYTES[datatype]
-        self._number = 1
+        self._first_number = self._number = _highest(folder, name) + 1
         self._part: _Part | None = None
         self._flushed_s = time.monotonic()
         # What the stream has said last, and what of it was in samples that were not kept.
@@ -150,7 +149,15 @@ class SigmfWriter:
         self._line: tuple[int, tuple[int, float]] | None = None
         self._missed = Mark(0)
         self._skipped = 0
-        self._replace(self._meta_path(1), self._metadata(None), sync=True)
+        self._replace(self._meta_path(self._number), self._metadata(None), sync=True)
+
+    @staticmethod
+    def check(datatype: str, flush_s: float) -> None:
+        """Raise ConfigError for what a writer would refuse."""
+        if datatype not in SAMPLE_BYTES:
+            raise ConfigError(f"datatype={datatype!r}: wanted one of {', '.join(SAMPLE_BYTES)}")
+        if not 0.0 <= flush_s < float("inf"):
+            raise ConfigError(f"flush_s={flush_s}: wanted 0 or more")
 
     def append(self, samples: NDArray[np.complex64], marks: Sequence[Mark] = ()) -> None:
         """The stream's next samples, and the tags on them: `index` is the place in `samples`, rising.
@@ -370,7 +377,7 @@ class SigmfWriter:
         if frequency_hz is not None:
             capture["core:frequency"] = frequency_hz
         capture |= {f"{NAMESPACE}:{key}": value for key, value in _tags(told).items()}
-        if first and part.number > 1:
+        if first and part.number > self._first_number:
             holds = Mark(
                 0,
                 rx_time=now,
@@ -379,7 +386,7 @@ class SigmfWriter:
                 time_source=self._time_source,
                 time_error_s=self._time_error_s,
             )
-            capture[f"{NAMESPACE}:holds"] = _tags(holds)
+            capture[HOLDS] = _tags(holds)
         return json.dumps(capture, allow_nan=False)
 
     def _metadata(self, part: _Part | None, digest: str | None = None) -> str:
@@ -396,8 +403,8 @@ class SigmfWriter:
             "core:collection": about.collection,
             "core:extensions": [{"name": NAMESPACE, "version": EXTENSION_VERSION, "optional": True}],
             f"{NAMESPACE}:receiver": about.receiver,
-            f"{NAMESPACE}:stream": self._stream,
-            f"{NAMESPACE}:part": 1 if part is None else part.number,
+            STREAM: self._stream,
+            f"{NAMESPACE}:part": self._number if part is None else part.number,
         }
         if about.latitude is not None and about.longitude is not None:
             place = [about.longitude, about.latitude, about.altitude_m]
@@ -478,6 +485,13 @@ def _tags(mark: Mark) -> dict[str, Any]:
     }
     found = {key: value for key, value in said.items() if value is not None}
     return found | ({"restart": mark.lost} if mark.restart else {})
+
+
+def _highest(folder: Path, name: str) -> int:
+    """Number of the last part that the folder has, 0 for none."""
+    numbered = re.compile(rf"{re.escape(name)}-(\d+)\.sigmf-(?:meta|data)")
+    found = (numbered.fullmatch(path.name) for path in folder.iterdir())
+    return max((int(each[1]) for each in found if each), default=0)
 
 
 def _size(meta: Path) -> int:

@@ -31,15 +31,17 @@ _Chunk = tuple[NDArray[np.complex64], tuple[Mark, ...]]
 class StreamRecorder:
     """Writes what `push` takes, in order, in a thread of its own.
 
-    `capacity`: samples that may wait. Samples that find no room, or that the disk does not take, are not kept: the
+    `capacity`: samples that may wait. `live`: whether those that find no room are not kept, for the radio does not wait,
+    or `push` waits for the disk. Samples that find no room, or that the disk does not take, are not kept: the
     recording has a gap there, which it tells of, and goes on by itself when it can. `offered` = `recorded` +
     `lost_queue` + `lost_disk` + `waiting`.
     """
 
-    def __init__(self, writer: SigmfWriter, *, capacity: int) -> None:
+    def __init__(self, writer: SigmfWriter, *, capacity: int, live: bool = True) -> None:
         self.writer = writer
+        self.failure: Exception | None = None
         self.offered = self.lost_queue = self.lost_disk = 0
-        self._capacity = capacity
+        self._capacity, self._live = capacity, live
         self._changed = threading.Condition()
         self._queue: deque[_Chunk | tuple[int, tuple[Mark, ...]]] = deque()
         self._waiting = 0
@@ -66,11 +68,13 @@ class StreamRecorder:
         self._thread.start()
 
     def push(self, samples: NDArray[np.complex64], marks: Sequence[Mark] = ()) -> None:
-        """The stream's next samples, which may be overwritten afterwards, and their tags. Never waits for the disk."""
+        """The stream's next samples, which may be overwritten afterwards, and their tags."""
         count = len(samples)
         with self._changed:
             self.offered += count
-            fits = self._thread is not None and self._waiting + count <= self._capacity
+            if not self._live:
+                self._changed.wait_for(lambda: self._waiting == 0 or self._fits(count) or self._thread is None)
+            fits = self._thread is not None and (self._fits(count) or (self._waiting == 0 and not self._live))
             if fits:
                 self._queue.append((samples.copy(), tuple(marks)))
                 self._waiting += count
@@ -78,9 +82,12 @@ class StreamRecorder:
                 self.lost_queue += count
                 self._leave_out(count, marks)
             first, self._full = not fits and not self._full, not fits
-            self._changed.notify()
+            self._changed.notify_all()
         if first:
             log.warning("recording %s: the disk is too slow, samples are not kept", self.writer.name)
+
+    def _fits(self, count: int) -> bool:
+        return self._waiting + count <= self._capacity
 
     def _leave_out(self, count: int, marks: Sequence[Mark]) -> None:
         """Have the queue say that samples are missing: once, however many pushes that are. Needs the lock."""
@@ -100,7 +107,7 @@ class StreamRecorder:
             return
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         thread.join(CLOSE_S)
         if thread.is_alive():
             log.error("recording %s: not written within %g s: %d samples", self.writer.name, CLOSE_S, self._waiting)
@@ -108,6 +115,15 @@ class StreamRecorder:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # the station goes on without its recording
+            log.exception("recording %s failed", self.writer.name)
+            with self._changed:
+                self.failure, self._why, self._thread = error, f"failed: {error}", None
+                self._changed.notify_all()
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._stopping, RETRY_S)
@@ -140,6 +156,7 @@ class StreamRecorder:
         with self._changed:
             self._waiting -= len(samples)
             self.lost_disk += lost
+            self._changed.notify_all()
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

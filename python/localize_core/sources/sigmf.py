@@ -2,16 +2,22 @@
 
 Times are those of `core:datetime` in the recording's captures. A capture that begins later than the samples before
 it say is a gap; how exactly times are known is how many digits they are written with. Format: sigmf.org, 1.2.
+
+A recording may have several parts, which are read as one. What this project's recorder wrote holds the tags of the
+stream that was recorded; such a recording may also be unfinished.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
+import json
 import math
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -20,16 +26,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localize_core.errors import MissingExtraError, SourceError
-from localize_core.sources.recording import Gap
+from localize_core.sources.recording import Gap, Mark
+from localize_core.sources.sigmf_marks import NAMESPACE, STREAM, gaps_of, marks_of_parts
 
-SUFFIXES = (".sigmf-meta", ".sigmf-data", ".sigmf", ".sigmf.gz", ".sigmf.xz", ".sigmf.zip")
+COLLECTION = ".sigmf-collection"
+META = ".sigmf-meta"
+SUFFIXES = (META, ".sigmf-data", ".sigmf", ".sigmf.gz", ".sigmf.xz", ".sigmf.zip")
 CHECKED_BYTES = 64 << 20
-"""Up to this much data is held against its checksum when it is opened: a fraction of a second."""
+"""Up to this much data is held against its checksum when a recording is opened: a fraction of a second."""
 
 CUT_OFF = "cut off, its data are no whole number of samples of all channels"
 
 _DATATYPE = re.compile(r"c([fiu](32|16)|f64)_[lb]e|c[iu]8(_[lb]e)?")
 _DATATYPES = "cf32, cf64, ci16, ci32, cu16, cu32, each with _le or _be, ci8, cu8"
+_NUMBERED = re.compile(r"(.+)-(\d+)")
 _DATETIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?")
 
 
@@ -47,7 +57,8 @@ class SigmfRecording:
     """One channel of a recording; samples are read from the file when they are asked for.
 
     Sample n of a segment was taken (n - first) / `sample_rate_hz` after the segment's time; without segments no time
-    is known. `time_error_ns`: standard deviation of times that are rounded as those of the file are.
+    is known. `time_error_ns`: standard deviation of times that are rounded as those of the file are, or what the
+    recorded stream said of its times. `marks`: the tags of the recorded stream, None where the file holds none.
     """
 
     path: Path
@@ -57,10 +68,11 @@ class SigmfRecording:
     gaps: tuple[Gap, ...]
     tunings: tuple[tuple[int, float], ...]
     time_error_ns: float
-    _file: Any
+    marks: tuple[Mark, ...] | None
+    _samples: _Samples
 
     def __len__(self) -> int:
-        return int(self._file.sample_count)
+        return self._samples.count
 
     @property
     def start_time(self) -> tuple[int, float] | None:
@@ -90,30 +102,205 @@ class SigmfRecording:
 
         Raises SourceError if the file can no longer be read.
         """
-        count = min(count, len(self) - first)
+        return self._samples.read(first, count, self.channel)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One SigMF recording of those that follow each other. `file`: as the library has it, None without samples."""
+
+    path: Path
+    fields: dict[str, Any]
+    captures: list[tuple[int, dict[str, Any]]]
+    count: int
+    rate_hz: float
+    file: Any
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it holds the tags of its stream."""
+        return STREAM in self.fields
+
+
+class _Samples:
+    """Samples of parts that follow each other. Of many, only the file that was read last is open."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._paths = [part.path for part in parts]
+        self.starts: list[int] = [0, *np.cumsum([part.count for part in parts]).tolist()]
+        self.count = self.starts.pop()
+        self._open = 0, parts[0].file
+
+    def read(self, first: int, count: int, channel: int) -> NDArray[np.complex64]:
+        count = min(count, self.count - first)
         if count <= 0:
             return np.empty(0, np.complex64)
+        pieces = []
+        while count > 0:
+            number = bisect.bisect_right(self.starts, first) - 1
+            end = self.starts[number + 1] if number + 1 < len(self.starts) else self.count
+            size = min(count, end - first)
+            pieces.append(self._piece(number, first - self.starts[number], size, channel))
+            first, count = first + size, count - size
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _piece(self, number: int, first: int, count: int, channel: int) -> NDArray[np.complex64]:
+        path = self._paths[number]
+        if self._open[0] != number:
+            self._open = number, _open(path)
         try:
-            samples = self._file.read_samples(first, count)
+            samples = self._open[1].read_samples(first, count)
         except OSError as error:
-            raise SourceError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
         if samples.ndim == 2:
-            samples = samples[:, self.channel]
+            samples = samples[:, channel]
         if len(samples) < count:
-            raise SourceError(f"{self.path}: has become shorter while it was read")
+            raise SourceError(f"{path}: has become shorter while it was read")
         return np.ascontiguousarray(samples, np.complex64)
 
 
-def read_sigmf(path: str | Path, *, channel: int = 0) -> SigmfRecording:
+def read_sigmf(path: str | Path, *, channel: int = 0, stream: str = "") -> SigmfRecording:
     """Open a SigMF recording: either of its two files, or an archive of them (`.sigmf`, also compressed).
+
+    `path` may also be a pattern (`north-*.sigmf-meta`) or a collection (`.sigmf-collection`) whose recordings follow
+    each other, in the order of their names; `stream`: which of a collection's, by its name without the part's number.
+    With a part that this project recorded, those after it are read as well.
 
     `channel`: which of the interleaved streams. Compressed archives are held in memory, everything else stays on disk.
     Raises SourceError, naming the file, if it cannot be read or lacks what is needed, MissingExtraError without the
     library that reads it.
     """
     path = Path(path)
+    parts: list[_Part] = []
+    unchecked = CHECKED_BYTES
+    for each in _paths(path, stream):
+        part = _read_part(each, channel, unchecked)
+        unchecked -= part.count * (0 if part.file is None else part.file.get_sample_size() * part.file.num_channels)
+        if parts:
+            _check_joins(parts[0], part)
+        # One file stays open, as an archive in memory has to.
+        parts.append(part if not parts else replace(part, file=None))
+    whole, samples = parts[0], _Samples(parts)
+    if whole.is_ours:
+        places = zip(parts, samples.starts, strict=True)
+        marks = marks_of_parts([(part.path, start, part.count, part.captures) for part, start in places])
+        errors_s = [mark.time_error_s for mark in marks if mark.time_error_s is not None]
+        return SigmfRecording(
+            path=path,
+            channel=channel,
+            sample_rate_hz=whole.rate_hz,
+            segments=tuple(Segment(mark.index, *mark.rx_time) for mark in marks if mark.rx_time is not None),
+            gaps=gaps_of(marks, whole.rate_hz),
+            tunings=tuple((mark.index, mark.rx_freq_hz) for mark in marks if mark.rx_freq_hz is not None),
+            time_error_ns=max(errors_s, default=0.0) * 1e9,
+            marks=marks,
+            _samples=samples,
+        )
+    captures = [
+        (start + first, capture)
+        for part, start in zip(parts, samples.starts, strict=True)
+        for first, capture in part.captures
+    ]
+    segments, gaps, digits = _time_line(path, captures, whole.rate_hz)
+    return SigmfRecording(
+        path=path,
+        channel=channel,
+        sample_rate_hz=whole.rate_hz,
+        segments=segments,
+        gaps=gaps,
+        tunings=tuple(
+            (first, frequency_hz)
+            for first, capture in captures
+            if (frequency_hz := _number(path, capture, "core:frequency")) is not None
+        ),
+        time_error_ns=10.0 ** (9 - digits) / math.sqrt(12.0) if segments else 0.0,
+        marks=None,
+        _samples=samples,
+    )
+
+
+def _paths(path: Path, stream: str) -> list[Path]:
+    """The recordings that `path` stands for, in order."""
+    if path.name.endswith(COLLECTION):
+        return _of_collection(path, stream)
+    if stream:
+        raise SourceError(f"{path}: stream={stream!r}: only a collection, *{COLLECTION}, has streams")
     if not path.name.endswith(SUFFIXES):
-        raise SourceError(f"{path}: no SigMF recording, whose name ends in {', '.join(SUFFIXES)}")
+        raise SourceError(f"{path}: no SigMF recording, whose name ends in {', '.join((*SUFFIXES, COLLECTION))}")
+    if not path.exists() and any(letter in path.name for letter in "*?["):
+        found = sorted(path.parent.glob(path.name), key=lambda each: _natural(each.name))
+        if not found:
+            raise SourceError(f"{path}: no file has such a name")
+        return found
+    return [path, *_following(path)]
+
+
+def _following(path: Path) -> list[Path]:
+    """The parts after one that this project recorded."""
+    meta = path.with_suffix(META)
+    stream = _stream(meta)
+    found: list[Path] = []
+    name = _NUMBERED.fullmatch(meta.with_suffix("").name)
+    if stream is None or name is None:
+        return []
+    for number in itertools.count(int(name[2]) + 1):
+        following = meta.with_name(f"{name[1]}-{number:0{len(name[2])}d}{META}")
+        if _stream(following) != stream:
+            return found
+        found.append(following)
+    raise AssertionError
+
+
+def _stream(meta: Path) -> str | None:
+    """What the parts of a recording of ours share; None for others."""
+    try:
+        fields = json.loads(meta.read_text(encoding="utf-8"))["global"]
+        return fields.get(STREAM)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _of_collection(path: Path, stream: str) -> list[Path]:
+    try:
+        streams = json.loads(path.read_text(encoding="utf-8"))["collection"]["core:streams"]
+        names = [str(each["name"]) for each in streams]
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise SourceError(f"{path}: no readable SigMF collection: {_first_line(error)}") from error
+    bases = {name: named[1] if (named := _NUMBERED.fullmatch(name)) else name for name in names}
+    known = sorted(set(bases.values()))
+    if not stream and len(known) == 1:
+        stream = known[0]
+    found = [path.parent / f"{name}{META}" for name in sorted(names, key=_natural) if stream in (name, bases[name])]
+    if not found:
+        said = f"stream={stream!r}: no such stream; it has" if stream else "stream has to name one of its streams:"
+        raise SourceError(f"{path}: {said} {', '.join(known)}")
+    return [*found, *_following(found[-1])]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names with their numbers as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _check_joins(whole: _Part, part: _Part) -> None:
+    """Raise SourceError where a part is no sequel of the first."""
+    for key in (STREAM, f"{NAMESPACE}:receiver", "core:datatype"):
+        if part.fields.get(key) != whole.fields.get(key):
+            raise SourceError(
+                f"{part.path}: does not follow {whole.path.name}: {key} is {part.fields.get(key)!r} and "
+                f"{whole.fields.get(key)!r}"
+            )
+    if not whole.is_ours and part.rate_hz != whole.rate_hz:
+        raise SourceError(
+            f"{part.path}: does not follow {whole.path.name}: core:sample_rate is {part.rate_hz:g} and "
+            f"{whole.rate_hz:g}"
+        )
+
+
+def _read_part(path: Path, channel: int, checked_bytes: int) -> _Part:
+    """One recording, held against its checksum where it is no larger than that."""
     file = _open(path)
     fields = file.get_global_info()
     rate_hz = _number(path, fields, "core:sample_rate")
@@ -123,23 +310,10 @@ def read_sigmf(path: str | Path, *, channel: int = 0) -> SigmfRecording:
         raise SourceError(f"{path}: core:sample_rate={rate_hz:g}: must be above 0")
     if not 0 <= channel < file.num_channels:
         raise SourceError(f"{path}: channel={channel}: it has {file.num_channels}, counted from 0")
-    _check_data(path, file)
-    captures = _captures(path, file)
-    segments, gaps, digits = _time_line(path, captures, rate_hz)
-    return SigmfRecording(
-        path=path,
-        channel=channel,
-        sample_rate_hz=rate_hz,
-        segments=segments,
-        gaps=gaps,
-        tunings=tuple(
-            (first, frequency_hz)
-            for first, capture in captures
-            if (frequency_hz := _number(path, capture, "core:frequency")) is not None
-        ),
-        time_error_ns=10.0 ** (9 - digits) / math.sqrt(12.0) if segments else 0.0,
-        _file=file,
-    )
+    if STREAM in fields and file.sample_count == 0:
+        return _Part(path, fields, [], 0, rate_hz, None)
+    _check_data(path, file, checked_bytes)
+    return _Part(path, fields, _captures(path, file), int(file.sample_count), rate_hz, file)
 
 
 def _open(path: Path) -> Any:
@@ -153,7 +327,7 @@ def _open(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is checked here
-            file = sigmf.fromfile(path, skip_checksum=True)
+            file = _unfinished(sigmf, path) or sigmf.fromfile(path, skip_checksum=True)
             datatype = file.get_global_info().get("core:datatype")
     except ValueError as error:
         if "reshape" in str(error):  # by channels and by I and Q, when the data are mapped
@@ -163,12 +337,32 @@ def _open(path: Path) -> Any:
         raise SourceError(f"{path}: no readable SigMF recording: {_first_line(error)}") from error
     if not isinstance(datatype, str) or not _DATATYPE.fullmatch(datatype):
         raise SourceError(f"{path}: core:datatype={datatype!r}: cannot be read, only {_DATATYPES}")
-    if file.data_file is None and file.data_buffer is None:
+    if file.data_file is None and file.data_buffer is None and STREAM not in file.get_global_info():
         raise SourceError(f"{path}: its samples, {path.with_suffix('.sigmf-data').name}, are not there")
     return file
 
 
-def _check_data(path: Path, file: Any) -> None:
+def _unfinished(sigmf: Any, path: Path) -> Any | None:
+    """A part that this project began to record, with the whole samples that there are; None for all others.
+
+    The library would map what may be a part of a sample, or nothing at all.
+    """
+    meta, data = path.with_suffix(META), path.with_suffix(".sigmf-data")
+    if _stream(meta) is None:
+        return None
+    metadata = json.loads(meta.read_text(encoding="utf-8"))
+    if "core:sha512" in metadata["global"]:
+        return None
+    file = sigmf.SigMFFile(metadata=metadata)
+    if not data.exists() or metadata["global"].get("core:metadata_only"):
+        return file
+    size = file.get_sample_size() * file.num_channels
+    if whole := data.stat().st_size // size * size:
+        file.set_data_file(data, skip_checksum=True, size_bytes=whole)
+    return file
+
+
+def _check_data(path: Path, file: Any, checked_bytes: int) -> None:
     """Raise SourceError where the data are cut off, changed, or not samples alone."""
     headers = any(capture.get("core:header_bytes") for capture in file.get_captures())
     if headers or file.get_global_info().get("core:trailing_bytes"):
@@ -183,7 +377,7 @@ def _check_data(path: Path, file: Any) -> None:
     if file.sample_count == 0:
         raise SourceError(f"{path}: no samples")
     told = file.get_global_info().get("core:sha512")
-    if told is not None and size <= CHECKED_BYTES and _sha512(file, size) != told:
+    if told is not None and size <= checked_bytes and _sha512(file, size) != told:
         raise SourceError(f"{path}: its data are not those that core:sha512 was made of: cut off or changed")
 
 
@@ -197,13 +391,16 @@ def _sha512(file: Any, size: int) -> str:
 
 def _captures(path: Path, file: Any) -> list[tuple[int, dict[str, Any]]]:
     """First sample of each capture, counted from the file's first, and what it says."""
-    offset = file.get_global_info().get("core:offset", 0)
+    fields = file.get_global_info()
+    offset = fields.get("core:offset", 0)
     found: list[tuple[int, dict[str, Any]]] = []
     for capture in file.get_captures():
         start = capture.get("core:sample_start")
         if not isinstance(start, int) or start < (found[-1][0] + offset + 1 if found else offset):
             raise SourceError(f"{path}: core:sample_start={start!r}: captures must begin one after the other")
         if start - offset >= file.sample_count:
+            if STREAM in fields and "core:sha512" not in fields:
+                break  # it was told of before its samples came
             raise SourceError(
                 f"{path}: cut off, its data end after {file.sample_count} samples, a capture begins at {start - offset}"
             )

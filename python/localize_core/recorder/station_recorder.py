@@ -1,0 +1,146 @@
+"""The recordings of a station's receivers, side by side in a folder, and the SigMF collection that names them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from localize_core.errors import ConfigError, MissingExtraError, PublishError
+from localize_core.recorder.sigmf_writer import About, Limits, SigmfWriter
+from localize_core.recorder.stream_recorder import QUEUE_S, StreamRecorder
+
+log = logging.getLogger(__name__)
+
+MIN_CAPACITY = 1 << 18
+"""Samples of one stream: what a flowgraph may hand over at once, several times."""
+
+
+class StationRecorder:
+    """Records the streams that `abouts` describe into `folder`; the collection is called `name`.
+
+    `datatype`, `flush_s`: as of SigmfWriter, `limits` are those of each stream. `queue_s`: what may wait for the disk,
+    `live` whether what exceeds that is not kept, or the stream waits.
+    Each stream opens and closes by itself; opened again, it is another recording beside the earlier one.
+
+    Raises ConfigError for values that cannot be, MissingExtraError without the library that writes collections.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        abouts: Sequence[About],
+        *,
+        name: str,
+        datatype: str = "cf32_le",
+        flush_s: float = 1.0,
+        limits: Limits | None = None,
+        queue_s: float = QUEUE_S,
+        live: bool = True,
+    ) -> None:
+        try:
+            import sigmf
+        except ImportError as error:
+            raise MissingExtraError("recording", "sigmf") from error
+        if not str(folder):
+            raise ConfigError("the folder of a recording is empty")
+        if not 0.0 < queue_s < float("inf"):
+            raise ConfigError(f"queue_s={queue_s}: wanted more than 0")
+        for about in abouts:
+            if not 0.0 < about.sample_rate_hz < float("inf"):
+                raise ConfigError(f"sample_rate_hz={about.sample_rate_hz}: must be positive")
+        SigmfWriter.check(datatype, flush_s)
+        self.folder, self.name = Path(folder), file_names([name])[0]
+        self.names = file_names([about.receiver for about in abouts])
+        self.streams: list[StreamRecorder | None] = [None] * len(abouts)
+        self._sigmf = sigmf
+        self._abouts = [replace(about, collection=self.name) for about in abouts]
+        self._datatype, self._flush_s, self._limits = datatype, flush_s, limits
+        self._queue_s, self._live = queue_s, live
+        self._collecting = threading.Lock()
+        self._digests: dict[Path, str] = {}
+        self._whole: dict[int, list[Path]] = {}
+
+    def open_stream(self, index: int) -> StreamRecorder:
+        """Begin the recording of a stream. Raises PublishError where the folder cannot be written."""
+        about = self._abouts[index]
+        before = self._whole.get(index, [])
+
+        def collect() -> None:
+            self._whole[index] = [*before, *writer.parts]
+            self._collect()
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            writer = SigmfWriter(
+                self.folder,
+                self.names[index],
+                about,
+                stream=uuid.uuid4().hex,
+                datatype=self._datatype,
+                flush_s=self._flush_s,
+                limits=self._limits,
+                on_part=collect,
+            )
+        except OSError as error:
+            raise PublishError(f"cannot record into {self.folder}: {error.strerror or error}") from error
+        capacity = max(round(self._queue_s * about.sample_rate_hz), MIN_CAPACITY)
+        stream = self.streams[index] = StreamRecorder(writer, capacity=capacity, live=self._live)
+        stream.start()
+        return stream
+
+    @property
+    def recorded(self) -> int:
+        """Samples of all streams in files."""
+        return sum(stream.recorded for stream in self.streams if stream is not None)
+
+    @property
+    def lost(self) -> int:
+        """Samples of all streams that were not kept."""
+        return sum(stream.lost_queue + stream.lost_disk for stream in self.streams if stream is not None)
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the recording of a stream, if something did."""
+        return next((each.failure for each in self.streams if each is not None and each.failure is not None), None)
+
+    def _collect(self) -> None:
+        """Write the collection of all parts that are whole anew."""
+        with self._collecting:
+            whole = [path for index in sorted(self._whole) for path in self._whole[index]]
+            path = self.folder / f"{self.name}.sigmf-collection"
+            draft = path.with_name(f".{path.name}.new")
+            try:
+                for each in whole:
+                    if each not in self._digests:
+                        self._digests[each] = self._sigmf.hashing.calculate_sha512(filename=each)
+                streams = [{"name": each.with_suffix("").name, "hash": self._digests[each]} for each in whole]
+                collection = self._sigmf.SigMFCollection(
+                    metadata={"collection": {"core:streams": streams}}, base_path=self.folder, skip_checksums=True
+                )
+                draft.write_text(collection.dumps() + "\n", encoding="utf-8")
+                draft.replace(path)
+            except OSError as error:  # the recordings are what counts
+                log.warning("%s: %s", path, error.strerror or error)
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """What files of these receivers are called: no pattern for one of them (NAME-*) names a file of another."""
+    found: list[str] = []
+    for name in names:
+        short = re.sub(r"[^\w.+-]+", "_", name).strip("._-") or "receiver"
+        while any(_is_begun(short, other) or _is_begun(other, short) for other in found):
+            short += "_"
+        found.append(short)
+    return found
+
+
+def _is_begun(name: str, other: str) -> bool:
+    return name == other or name.startswith(f"{other}-")
