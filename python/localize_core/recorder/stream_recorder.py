@@ -31,7 +31,7 @@ _Chunk = tuple[NDArray[np.complex64], tuple[Mark, ...]]
 class StreamRecorder:
     """Writes what `push` takes, in order, in a thread of its own.
 
-    `capacity`: samples that may wait. `live`: whether those that find no room are not kept, for the radio does not wait,
+    `capacity`: samples that may wait. `live`: whether those that find no room are not kept, as no radio waits,
     or `push` waits for the disk. Samples that find no room, or that the disk does not take, are not kept: the
     recording has a gap there, which it tells of, and goes on by itself when it can. `offered` = `recorded` +
     `lost_queue` + `lost_disk` + `waiting`.
