@@ -21,6 +21,7 @@ from localize_core.engine.worker import InferenceWorker
 from localize_core.errors import ConfigError, EngineError, LocalizeError, ModelError, UnavailableError
 from localize_core.model.admission import admit, check_window
 from localize_core.model.contract import Contract
+from localize_core.model.onnx_model import OnnxModel
 from localize_core.model.source import RemoteUri, parse_model_uri
 from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.sanity.monitor import SanityMonitor
@@ -192,6 +193,16 @@ class Engine:
             arm.close()
         for version in self._fallbacks():
             version.retire()
+
+    @property
+    def model_file(self) -> Path | None:
+        """The file of the champion that serves now; None for a model behind an inference server."""
+        return _file_of(self._champion.current)
+
+    @property
+    def fallback_file(self) -> Path | None:
+        """The file of the fallback, where there is one."""
+        return _file_of(self._fallback)
 
     def observe(self, section: str, report: Callable[[], Any]) -> None:
         """Have `status` carry what somebody else knows, such as how long a stream's windows wait."""
@@ -790,6 +801,11 @@ def _checked_confidence(min_confidence: float) -> float:
     if not 0.0 <= min_confidence <= 1.0:
         raise ConfigError(f"min_confidence={min_confidence}: must lie between 0 and 1")
     return min_confidence
+
+
+def _file_of(version: Version | None) -> Path | None:
+    model = None if version is None else version.locator.model
+    return model.path if isinstance(model, OnnxModel) else None
 
 
 def _agreed_steps(contract: Contract, time_steps: int) -> int:

@@ -77,7 +77,8 @@ def plan_station(station: Station) -> Plan:
         raise ConfigError(
             "features.channels: cross_correlation needs recordings with valid time stamps, fewer than two have them"
         )
-    window_s = _window_s(station, recordings)
+    spans = _spans(station, recordings)
+    window_s = _window_s(station, spans)
     path = _path(station)
     clock_ns = [
         receiver.timing_sigma_ns or _clock_sigma_ns(station, recordings, index)
@@ -92,7 +93,7 @@ def plan_station(station: Station) -> Plan:
     n_fft = station.features.n_fft or max(_default_n_fft(station, window_s), 2 ** math.ceil(math.log2(smallest)))
     # What the largest lag takes off both ends of a frame is used by its neighbours; a window's tapered ends as well.
     hop = station.features.hop or max(n_fft - 2 * math.ceil(rows // 2 * lag_step) if correlates else n_fft // 2, 1)
-    if station.features.window_s is None and not recordings:
+    if station.features.window_s is None and not spans:
         # At low rates frames are long: a window holds enough of them all the same.
         window_s = max(window_s, (n_fft + (FRAMES_AIMED_AT - 1) * hop) / rate_hz)
 
@@ -117,7 +118,7 @@ def plan_station(station: Station) -> Plan:
             level_dbfs_at_1km=propagation.level_dbfs_at_1km,
             level_sigma_db=propagation.level_sigma_db,
         )
-    time_steps, window_hop = _frames(station, window_s, recordings, n_fft=n_fft, hop=hop)
+    time_steps, window_hop = _frames(station, window_s, spans, n_fft=n_fft, hop=hop)
     if time_steps < MIN_TIME_STEPS:
         raise ConfigError(
             f"features.window_s={window_s:g}: holds {time_steps} frames of {n_fft} samples, at least "
@@ -182,9 +183,9 @@ def fit_station(station: Station, contract: Contract) -> tuple[int, int]:
             f"{theirs.latitude:g}, {theirs.longitude:g}, {apart_m:.0f} m away"
         )
     _check_features(station, contract)
-    recordings = read_recordings(station)
-    window_s = _window_s(station, recordings)
-    time_steps, window_hop = _frames(station, window_s, recordings, n_fft=contract.n_fft, hop=contract.hop)
+    spans = _spans(station, read_recordings(station))
+    window_s = _window_s(station, spans)
+    time_steps, window_hop = _frames(station, window_s, spans, n_fft=contract.n_fft, hop=contract.hop)
     fixed = contract.time_steps
     if fixed is None:
         if time_steps < contract.min_time_steps:
@@ -230,7 +231,8 @@ def read_recordings(station: Station) -> list[Recording]:
         if isinstance(receiver.source, KiwiWavSource):
             found.append(read_kiwi_wav(receiver.source.path))
         elif isinstance(receiver.source, SigmfSource):
-            found.append(read_sigmf(receiver.source.path, channel=receiver.source.channel))
+            source = receiver.source
+            found.append(read_sigmf(source.path, channel=source.channel, stream=source.stream))
     for recording in found:
         if abs(recording.sample_rate_hz / rate_hz - 1.0) > MAX_RATE_ERROR:
             raise ConfigError(
@@ -238,6 +240,11 @@ def read_recordings(station: Station) -> list[Recording]:
                 f"alignment bridges {MAX_RATE_ERROR:.0%}"
             )
     return found
+
+
+def _spans(station: Station, recordings: list[Recording]) -> list[Recording]:
+    """The recordings whose common span bounds a window: none where receivers come and go as live ones do."""
+    return [] if station.alignment.max_wait_s is not None else recordings
 
 
 def _window_s(station: Station, recordings: list[Recording]) -> float:
@@ -304,7 +311,7 @@ def _path(station: Station) -> PathDelay:
 
 def _is_one_recording(station: Station) -> bool:
     """Whether all receivers are channels of one recording: their samples stand side by side, whatever its times are."""
-    paths = {r.source.path if isinstance(r.source, SigmfSource) else None for r in station.receiver}
+    paths = {(r.source.path, r.source.stream) if isinstance(r.source, SigmfSource) else None for r in station.receiver}
     return len(paths) == 1 and None not in paths
 
 

@@ -67,8 +67,12 @@ class SigmfSource(_Source):
     """A SigMF recording, whose captures say when it was made."""
 
     kind: Literal["sigmf"]
-    path: Path = Field(description="either file of the recording, or an archive, relative to the station file")
+    path: Path = Field(
+        description="either file of the recording, an archive, a pattern for its parts, or a collection; "
+        "relative to the station file"
+    )
     channel: int = Field(0, ge=0, description="which of the recording's interleaved streams")
+    stream: str = Field("", description="which recording of a collection, by its name without the part's number")
 
 
 class SceneSource(_Source):
