@@ -14,6 +14,8 @@ import click
 from localize_core import __version__
 from localize_core.errors import ConfigError, LocalizeError
 
+from localize_apps import logs
+
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
 COMMANDS = {
@@ -42,6 +44,11 @@ def _level(verbose: int, quiet: bool) -> int:
 
 class LazyGroup(click.Group):
     """A click group whose commands stand in COMMANDS."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        # before a command is looked for: what is wrong with it is said in the form that was asked for
+        logs.set_up(_level(ctx.params["verbose"], ctx.params["quiet"]), ctx.params["log_format"])
+        return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -73,24 +80,34 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="gr-localize")
 @click.option("-v", "--verbose", count=True, help="More log lines on standard error; twice for all.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors on standard error.")
-def cli(verbose: int, quiet: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    envvar="GR_LOCALIZE_LOG_FORMAT",
+    help="Form of the log lines on standard error: text, or a JSON object each. Or set GR_LOCALIZE_LOG_FORMAT.",
+)
+def cli(verbose: int, quiet: bool, log_format: str) -> None:
     """SDR streams in, transmitter position with an honest uncertainty out."""
-    level = _level(verbose, quiet)
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (default: the process's own). Returns the exit code."""
+    logs.close()
+    logs.owns_process = args is None
     try:
         result = cli.main(args, prog_name="gr-localize", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:  # what click makes of Ctrl-C
         return 130
     except click.ClickException as error:
-        error.show()
+        if logs.is_json():
+            logs.complain(error.format_message())
+        else:
+            error.show()
         return error.exit_code
     except LocalizeError as error:
-        click.echo(f"gr-localize: {error}", err=True)
+        logs.complain(error)
         return 2 if isinstance(error, ConfigError) else 1
 
 

@@ -15,6 +15,7 @@ from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
 
+from localize_apps import logs
 from localize_apps.runner import run_station
 
 log = logging.getLogger(__name__)
@@ -83,18 +84,21 @@ def command(
         told.update(news)
         reasons = "".join(f"; {each['reason']}: {each['detail']}" for each in status["reasons"])
         serving = f"{news['model']} version {news['version']} ({str(news['sha256'])[:12]})"
-        log.log(logging.WARNING if loud else logging.INFO, "status: %s, %s%s", status["state"], serving, reasons)
+        fields = {**news, "reasons": [each["reason"] for each in status["reasons"]]}
+        level = logging.WARNING if loud else logging.INFO
+        log.log(level, "status: %s, %s%s", status["state"], serving, reasons, extra=fields)
 
     try:
-        result = run_station(
-            station,
-            on_fix=show,
-            on_status=note,
-            duration_s=duration_s,
-            live=not fast,
-            reread=load,
-            on_serving=lambda what, url: click.echo(f"{what}: {url}", err=True),
-        )
+        with logs.native_lines():
+            result = run_station(
+                station,
+                on_fix=show,
+                on_status=note,
+                duration_s=duration_s,
+                live=not fast,
+                reread=load,
+                on_serving=lambda what, url: logs.say(f"{what}: {url}", what=what, url=url),
+            )
     except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet
         raise ConfigError(str(error)) from error
     if isinstance(result.failure, BrokenPipeError):
@@ -102,9 +106,9 @@ def command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if result.failure is not None:
-        click.echo(f"gr-localize: {result.failure}", err=True)
+        logs.complain(result.failure)
         return 1
     if result.fixes == 0 and not result.interrupted:
-        click.echo("gr-localize: the streams ended before a window was full; no fix was made", err=True)
+        logs.complain("the streams ended before a window was full; no fix was made")
         return 1
     return 0

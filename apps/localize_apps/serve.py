@@ -22,6 +22,8 @@ from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.engine import model_engine, station_engine
 
+from localize_apps import logs
+
 log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "GR_LOCALIZE_TOKEN"
@@ -118,7 +120,7 @@ def command(
         gc.collect()
         gc.freeze()
         beyond = "" if is_loopback(settings.host) else f", to others at port {server.port}"
-        click.echo(f"gr-localize: serving at {server.url}{beyond}", err=True)
+        logs.say(f"gr-localize: serving at {server.url}{beyond}", url=server.url)
         stopped.wait()
         return 1 if service.engine is None and len(refused) == len(sources) else 0
 
