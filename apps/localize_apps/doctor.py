@@ -55,6 +55,7 @@ EXTRAS = {
         "uvloop": "0.19",
     },
     "sigmf": {"sigmf": "1.14"},
+    "track": {"stonesoup": "1.9"},
     "train": {"onnxscript": "0.2", "torch": "2.5"},
     "triton": {"pybreaker": "1.2", "tritonclient": "2.40"},
 }
@@ -297,6 +298,27 @@ def check_station(path: Path, folder: Path | None = None) -> Iterator[Finding]:
         yield Finding("station", "ok", f"{station.station.name}: receivers {names}")
 
 
+def check_geometry(path: Path, folder: Path | None = None) -> Iterator[Finding]:
+    """What the receivers' places are good for; nothing where `check_station` has said why the file cannot be read."""
+    try:
+        import numpy as np
+        from localize_core.model.compiled.spec import Area
+        from localize_core.sanity.survey import remarks
+        from localize_core.station.config import load_station
+        from localize_core.station.plan import arrival_geometry
+
+        station = load_station(path, folder=folder)
+        geometry = arrival_geometry(station)
+    except (ImportError, ConfigError):
+        return
+    if geometry is None:
+        return
+    altitudes_m = np.array([receiver.altitude_m for receiver in station.receiver])
+    for remark in remarks(geometry, Area(**station.area.model_dump()), altitudes_m):
+        level: Literal["ok", "warning"] = "ok" if remark.fix is None else "warning"
+        yield Finding("geometry", level, remark.message, remark.fix)
+
+
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
@@ -386,6 +408,7 @@ def command(station: Path | None, folder: Path | None, as_json: bool) -> int:
     findings = diagnose(gather_facts())
     if station is not None:
         findings += check_station(station, folder)
+        findings += check_geometry(station, folder)
     for finding in findings:
         if as_json:
             click.echo(json.dumps(asdict(finding)))

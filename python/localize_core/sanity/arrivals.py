@@ -44,7 +44,7 @@ class ArrivalReader:
     """Reads windows of one configuration; `incidence` (P, R): from arrival times to the pairs' differences."""
 
     def __init__(self, config: CorrelationConfig, incidence: np.ndarray) -> None:
-        self._config, self._incidence = config, incidence
+        self._config, self._incidence, self._member = config, incidence, np.abs(incidence)
         self._step_m = config.lag_step / config.sample_rate_hz * SPEED_OF_LIGHT_MPS
         self._signed = config.signal != "iq"
 
@@ -57,8 +57,10 @@ class ArrivalReader:
         frames = correlation.shape[2]
         if frames < LEAST_FRAMES:
             return None
-        power: np.ndarray = correlation if self._signed else np.square(correlation)
-        average = power @ np.full(frames, 1.0 / frames, np.float32)
+        # No copy of all of it: windows may be large.
+        average = (
+            correlation.mean(axis=2) if self._signed else np.einsum("plf,plf->pl", correlation, correlation) / frames
+        )
         # Frames that overlap repeat noise.
         looks = frames * min(config.hop / config.n_core, 1.0)
         magnitude: np.ndarray = average if self._signed else np.sqrt(average)
@@ -66,12 +68,13 @@ class ArrivalReader:
         at = lags + n_lags // 2
         # The slope over half the peak's own width, in every frame.
         middle = np.clip(np.rint(at).astype(int), 1, n_lags - 2)
-        width = self._half_width(average, middle)
-        each = np.arange(len(power))
+        each = np.arange(len(average))
+        quiet = np.partition(average, n_lags // 4, axis=1)[:, n_lags // 4]
+        width = self._half_width(average, middle, quiet)
         below, above = np.clip(middle - width, 0, n_lags - 1), np.clip(middle + width, 0, n_lags - 1)
-        slope = (power[each, above] - power[each, below]).astype(np.float64) / (above - below)[:, None]
+        ahead, behind = (correlation[each, side].astype(np.float64) for side in (above, below))
+        slope = (ahead - behind if self._signed else ahead**2 - behind**2) / (above - below)[:, None]
         bend = (average[each, above] - 2.0 * average[each, middle] + average[each, below]) / np.square(width)
-        quiet = np.quantile(average, 0.25, axis=1)
         white = 1.0 / config.n_core if not self._signed else config.n_core**-0.5
         summit = np.square(height) if not self._signed else height
         clear = usable & (summit - quiet > LEAST_CONTRAST * white / np.sqrt(looks)) & (bend < 0.0)
@@ -93,35 +96,37 @@ class ArrivalReader:
         floor = solve @ (np.where(clear, LAG_ERROR**2, 0.0)[:, None] * solve.T) * step_m2
         return Arrivals(lag_m, np.where(clear, lag_sigma * self._step_m, np.nan), arrival_m, noise + floor)
 
-    def _half_width(self, average: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    def _half_width(self, average: np.ndarray, middle: np.ndarray, quiet: np.ndarray) -> np.ndarray:
         """Half the way from each peak to its half height, in whole lags, (P,)."""
-        summit = np.take_along_axis(average, middle[:, None], axis=1)
-        floor = np.quantile(average, 0.25, axis=1)[:, None]
-        far = np.abs(np.arange(average.shape[1]) - middle[:, None])
-        low = np.where(average - floor < 0.5 * (summit - floor), far, average.shape[1]).min(axis=1)
-        return np.clip(low // 2, 1, average.shape[1] // 8)
+        n_lags = average.shape[1]
+        half = 0.5 * (average[np.arange(len(average)), middle] + quiet)[:, None]
+        low = np.where(average < half, np.abs(np.arange(n_lags) - middle[:, None]), n_lags).min(axis=1)
+        return np.clip(low // 2, 1, n_lags // 8)
 
     def _combined(
         self, lag_m: np.ndarray, clear: np.ndarray, lag_sigma: np.ndarray
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Arrival times (R,) of the largest set of receivers that clear pairs connect, and the matrix (R, P) that makes
         them of lags. None with fewer than three receivers."""
-        incidence = self._incidence
-        member = np.abs(incidence)
-        reach = (member[clear].T @ member[clear] > 0.0).astype(float)
-        for _ in range(len(reach).bit_length()):
-            reach = np.minimum(reach @ reach, 1.0)
-        inside = reach[reach.sum(axis=1).argmax()] > 0.0
+        incidence, member = self._incidence, self._member
+        inside = np.ones(member.shape[1], bool)
+        if not clear.all():
+            reach = (member[clear].T @ member[clear] > 0.0).astype(float)
+            for _ in range(len(reach).bit_length()):
+                reach = np.minimum(reach @ reach, 1.0)
+            inside = reach[reach.sum(axis=1).argmax()] > 0.0
         if np.count_nonzero(inside) < 3:
             return None, incidence.T
         weight = np.where(clear & (member @ ~inside < 0.5), 1.0 / np.square(lag_sigma), 0.0)
         pull = incidence.T * weight
-        solve = np.linalg.pinv(pull @ incidence, rcond=1e-9, hermitian=True) @ pull
+        # Their mean is free, and so are receivers that no pair reaches: both are held at zero.
+        held = np.outer(inside, inside) + np.diag((~inside).astype(float))
+        solve = np.linalg.inv(pull @ incidence + weight.max() * held) @ pull
         arrival = solve @ np.where(weight > 0.0, np.nan_to_num(lag_m), 0.0)
         return np.where(inside, arrival, np.nan), solve
 
     def _closes(self, lag_m: np.ndarray, arrival_m: np.ndarray, sigma_m: np.ndarray) -> bool:
         """Whether lags add up round triangles: clocks and paths cannot keep them from it, false peaks do."""
         open_m = np.abs(lag_m - self._incidence @ np.nan_to_num(arrival_m))
-        known = np.isfinite(lag_m) & (np.abs(self._incidence) @ np.isnan(arrival_m) == 0.0)
+        known = np.isfinite(lag_m) & (self._member @ np.isnan(arrival_m) == 0.0)
         return not (open_m > CLOSURE_SIGMAS * sigma_m + 0.5 * self._step_m)[known].any()

@@ -54,6 +54,8 @@ LEAST_KNOWN = 4
 LEAST_BLOCKS = 4
 LEAST_AFTER = 2
 """Blocks before and after a jump."""
+WORST_CONDITION = 1e8
+"""Of a fit of several parameters: beyond it they are not told apart."""
 MOST_ROWS = 256
 MOST_BLOCKS, FEWEST_BLOCKS = 64, 16
 
@@ -135,10 +137,10 @@ class FaultFinder:
 
     def __init__(self, geometry: ArrivalGeometry) -> None:
         self._geometry = geometry
-        self._blocks: list[Block] = []
+        self._blocks: list[_Kept] = []
 
     def add(self, block: Block) -> None:
-        self._blocks.append(block)
+        self._blocks.append(_kept(self._geometry, block))
         redundant = max(len(self._geometry.names) - 3, 1)
         most = min(max(MOST_ROWS // redundant, FEWEST_BLOCKS), MOST_BLOCKS)
         del self._blocks[:-most]
@@ -150,8 +152,8 @@ class FaultFinder:
     def diagnose(self) -> Diagnosis:
         """What the blocks so far say."""
         receivers = len(self._geometry.names)
-        freedom = max(int(np.isfinite(self._blocks[-1].residual_m).sum()) - 3, 0) if self._blocks else 0
-        told = [block for block in self._blocks if np.isfinite(block.residual_m).sum() > 3]
+        freedom = len(self._blocks[-1].parity) if self._blocks else 0
+        told = [kept for kept in self._blocks if len(kept.parity)]
         if not told:
             return Diagnosis((None,) * receivers, 1.0, None, freedom)
         evidence = _Evidence(self._geometry, told)
@@ -204,6 +206,32 @@ class FaultFinder:
         return (size_m * evidence.span_s if fit.kind == "clock_drift" else size_m) > allowed_m
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A block with what follows from it: `slopes` (R, 2) and `path_m2` (R,) at its place, `parity` (n − 3, R), the
+    directions in which neither the emitter's place nor its time moves residuals, and `value_m` (n − 3,) with
+    `noise_m2`, the residuals there. Without rows where there is no redundant receiver."""
+
+    block: Block
+    slopes: np.ndarray
+    path_m2: np.ndarray
+    parity: np.ndarray
+    value_m: np.ndarray
+    noise_m2: np.ndarray
+
+
+def _kept(geometry: ArrivalGeometry, block: Block) -> _Kept:
+    used = np.isfinite(block.residual_m)
+    slopes = geometry.slopes(block.place_m)
+    parity = np.zeros((max(int(used.sum()) - 3, 0), len(used)))
+    if len(parity):
+        fitted = np.column_stack([np.ones(used.sum()), slopes[used] / max(np.abs(slopes[used]).max(), 1e-12)])
+        orthogonal, _ = np.linalg.qr(fitted, mode="complete")
+        parity[:, used] = orthogonal[:, 3:].T
+    value_m, noise_m2 = parity @ np.nan_to_num(block.residual_m), parity @ block.noise_m2 @ parity.T
+    return _Kept(block, slopes, geometry.path_m2(block.place_m), parity, value_m, noise_m2)
+
+
 @lru_cache(maxsize=1024)
 def _critical(parameters: int, tried: int) -> float:
     """Gain that a fault must exceed which is one of so many."""
@@ -213,66 +241,56 @@ def _critical(parameters: int, tried: int) -> float:
 class _Evidence:
     """The parity vectors of blocks, with the covariance that a sound station gives them, and fits of faults to them."""
 
-    def __init__(self, geometry: ArrivalGeometry, blocks: Sequence[Block]) -> None:
-        self.blocks = blocks
+    def __init__(self, geometry: ArrivalGeometry, kept: Sequence[_Kept]) -> None:
+        self.blocks = [each.block for each in kept]
         self._geometry = geometry
-        self._times_s = np.array([block.time_s for block in blocks])
-        self._places_m = np.stack([block.place_m for block in blocks])
-        self._slopes = geometry.slopes(self._places_m)
+        self._times_s = np.array([block.time_s for block in self.blocks])
+        self._places_m = np.stack([block.place_m for block in self.blocks])
+        self._slopes = np.stack([each.slopes for each in kept])
         self.span_s = float(np.ptp(self._times_s))
-        path_m2 = geometry.path_m2(self._places_m)
+        path_m2 = np.stack([each.path_m2 for each in kept])
         self.allowed_m = np.sqrt(np.square(geometry.sigma_m) + path_m2.mean(axis=0))
-        self._parities = [self._parity(k) for k in range(len(blocks))]
-        self._ends = np.cumsum([0, *(len(parity) for parity in self._parities)])
-        self.rows = int(self._ends[-1])
-        parity = np.zeros((self.rows, len(blocks), len(geometry.names)))
-        for k, own in enumerate(self._parities):
-            parity[self._ends[k] : self._ends[k + 1], k] = own
-        self._by_receiver = parity.transpose(2, 0, 1)  # (R, rows, blocks): what a receiver's delays make of parity
-        self._root = cholesky(self._covariance(path_m2), lower=True)
-        value = np.concatenate(
-            [own @ np.nan_to_num(block.residual_m) for own, block in zip(self._parities, blocks, strict=True)]
-        )
+        ends = np.cumsum([0, *(len(each.parity) for each in kept)])
+        self.rows = int(ends[-1])
+        parity = np.zeros((len(geometry.names), self.rows, len(kept)))
+        noise = np.zeros((self.rows, self.rows))
+        for k, each in enumerate(kept):
+            part = slice(ends[k], ends[k + 1])
+            parity[:, part, k] = each.parity.T
+            noise[part, part] = each.noise_m2
+        self._by_receiver = parity  # (R, rows, blocks): what a receiver's delays make of parity
+        self._root = cholesky(noise + self._covariance(path_m2), lower=True)
+        value = np.concatenate([each.value_m for each in kept])
         self._weighed = cho_solve((self._root, True), value)
         self.misfit = float(value @ self._weighed)
-        self._signatures = [cho_solve((self._root, True), own) for own in self._by_receiver]
-
-    def _parity(self, k: int) -> np.ndarray:
-        """Directions, (n − 3, R), in which neither the emitter's place nor its time moves block k's residuals."""
-        used = np.isfinite(self.blocks[k].residual_m)
-        fitted = np.column_stack([np.ones(used.sum()), self._slopes[k, used]])
-        fitted[:, 1:] /= max(np.abs(fitted[:, 1:]).max(), 1e-12)
-        orthogonal, _ = np.linalg.qr(fitted, mode="complete")
-        rows = np.zeros((len(fitted) - 3, len(used)))
-        rows[:, used] = orthogonal[:, 3:].T
-        return rows
+        # What any delays of a receiver, one for each block, have in common with each other and with what is seen.
+        self._inner = [own.T @ cho_solve((self._root, True), own) for own in self._by_receiver]
+        self._pulls = [own.T @ self._weighed for own in self._by_receiver]
 
     def _covariance(self, path_m2: np.ndarray) -> np.ndarray:
-        total = np.zeros((self.rows, self.rows))
-        for k, (own, block) in enumerate(zip(self._parities, self.blocks, strict=True)):
-            part = slice(self._ends[k], self._ends[k + 1])
-            total[part, part] = own @ block.noise_m2 @ own.T
+        """What sound clocks and paths do to parity, (rows, rows)."""
+        total = 1e-6 * np.eye(self.rows)
         apart_s = np.abs(self._times_s[:, None] - self._times_s)
         clock = 0.5 + 0.5 * np.exp(-apart_s / CLOCK_TIME_S)
         apart_m = np.linalg.norm(self._places_m[:, None] - self._places_m, axis=-1)
-        nearest_m = self._geometry.lengths_m(self._places_m).min(axis=1).mean()
+        nearest_m = self._geometry.lengths_m(self._places_m.mean(axis=0)).min()
         path = np.exp(-0.5 * np.square(apart_m / (PATH_LENGTH_PART * nearest_m)))
         for receiver, own in enumerate(self._by_receiver):
             deviation = np.sqrt(path_m2[:, receiver])
             between = clock * self._geometry.sigma_m[receiver] ** 2 + path * deviation[:, None] * deviation
             total += own @ between @ own.T
-        return total + 1e-6 * np.eye(self.rows)
+        return total
 
     def fit(self, kind: Kind, receiver: int, design: np.ndarray, price: float, step: int = -1) -> _Fit | None:
         """Fit delays `design` (blocks, p) of one receiver; None where they leave no trace."""
-        whitened = self._signatures[receiver] @ design
-        signature = self._by_receiver[receiver] @ design
-        information = signature.T @ whitened
+        information = design.T @ self._inner[receiver] @ design
         scale = np.sqrt(np.diagonal(information))
-        if not (scale > 1e-9).all() or np.linalg.cond(information / np.outer(scale, scale)) > 1e8:
+        if not (scale > 1e-9).all():
+            return None
+        if len(scale) > 1 and np.linalg.cond(information / np.outer(scale, scale)) > WORST_CONDITION:
             return None
         covariance = np.linalg.inv(information)
-        pull = signature.T @ self._weighed
+        pull = design.T @ self._pulls[receiver]
         estimate = covariance @ pull
         return _Fit(kind, receiver, step, float(pull @ estimate), price, estimate, covariance)
 
@@ -294,10 +312,9 @@ class _Evidence:
 
     def _jumps(self, receiver: int, steps: range, price: float) -> list[_Fit | None]:
         """All at once, for there are many: a step at block k is the sum of the signatures from there on."""
-        own = self._by_receiver[receiver]
-        pull = np.cumsum((self._weighed @ own)[::-1])[::-1]
-        inner = own.T @ self._signatures[receiver]
-        information = np.cumsum(np.cumsum(inner[::-1, ::-1], axis=0), axis=1)[::-1, ::-1].diagonal()
+        pull = np.cumsum(self._pulls[receiver][::-1])[::-1]
+        inner = self._inner[receiver][::-1, ::-1]
+        information = np.cumsum(np.cumsum(inner, axis=0), axis=1)[::-1, ::-1].diagonal()
         return [
             _Fit(
                 "clock_jump",

@@ -124,22 +124,21 @@ class ArrivalGeometry:
         )
 
     def hdop(self, places_m: np.ndarray, used: np.ndarray | None = None) -> np.ndarray:
-        """HDOP at places (..., 2) with all receivers or those `used` (R,) bool: (...), infinite with too few."""
+        """HDOP at places (..., 2) with all receivers or those `used` (..., R) bool: (...), infinite with too few."""
         slopes = self.slopes(places_m)
-        if used is not None:
-            slopes = slopes[..., used, :]
-        return np.sqrt(np.trace(_inverse(_information(slopes, None)), axis1=-2, axis2=-1))
+        weight = np.ones(slopes.shape[:-1]) if used is None else np.broadcast_to(used, slopes.shape[:-1]).astype(float)
+        return np.sqrt(np.trace(_inverse(_information(slopes, weight)), axis1=-2, axis2=-1))
 
     def covariance_m2(self, places_m: np.ndarray) -> np.ndarray:
         """Cramér–Rao bound of the position by clocks and paths alone, (..., 2, 2): what no averaging takes away."""
         variance = np.square(self.sigma_m) + self.path_m2(places_m)
-        return _inverse(_information(self.slopes(places_m), variance))
+        return _inverse(_information(self.slopes(places_m), 1.0 / np.maximum(variance, 1e-6)))
 
 
-def _information(slopes: np.ndarray, variance: np.ndarray | None) -> np.ndarray:
-    """G' M G with the precision M of independent arrival times without their common part, (..., 2, 2)."""
-    weight = np.ones(slopes.shape[:-1]) if variance is None else 1.0 / np.maximum(variance, 1e-6)
-    mean = (weight[..., None] * slopes).sum(axis=-2, keepdims=True) / weight.sum(axis=-1)[..., None, None]
+def _information(slopes: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """G' M G, (..., 2, 2), with the precision M of independent arrival times of `weight` without their common part."""
+    whole = np.maximum(weight.sum(axis=-1), 1e-30)[..., None, None]
+    mean = (weight[..., None] * slopes).sum(axis=-2, keepdims=True) / whole
     centred = slopes - mean
     return np.asarray(np.swapaxes(centred, -1, -2) @ (weight[..., None] * centred))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -19,10 +19,10 @@ from localize_core.sanity.arrivals import ArrivalReader, Arrivals
 from localize_core.sanity.faults import Block, Diagnosis, Fault, FaultFinder
 from localize_core.sanity.geometry import POOR_HDOP, ArrivalGeometry
 from localize_core.sanity.raim import solve
-from localize_core.types.fix import Fix
+from localize_core.types.fix import Fix, Position
 
-LEAST_APART_S = 0.1
-"""Between windows that are looked at: more tell little more."""
+LEAST_APART_S = 0.25
+"""Between windows that are looked at: more tell little more, and cost."""
 BLOCK_WINDOWS = 8
 BLOCK_PLACE_PART = 0.02
 """Of the distance to the nearest receiver: windows of a block lie closer together, but for the noise of their fixes."""
@@ -35,14 +35,28 @@ APPEAR, CLEAR = 2, 4
 POOR_SHARE, FINE_SHARE = 0.5, 0.25
 """Of the latest windows with poor geometry, from which on it is reported, and below which it is over."""
 LEAST_WINDOWS = 8
+LOOK_S = 2.0
+"""At least, from one look for faults to the next."""
+TOGETHER_S = 1.0
+"""Windows of this time are worked out together: one by one they cost several times as much."""
 NS_PER_M = 1e9 / SPEED_OF_LIGHT_MPS
 CONDITIONS = ("geometry_poor", "clock_offset", "clock_jump", "clock_drift", "position_suspect")
 """Those of serving.health that this says."""
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """One window: least-squares place and residuals there, as a block's."""
+class _Seen:
+    """One window as it came: its fix, which receivers were usable, and its arrivals if they say anything."""
+
+    time_s: float
+    position: Position | None
+    used: np.ndarray
+    arrivals: Arrivals | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One window worked out: least-squares place and residuals there, as a block's. `spread_m`: noise of the place."""
 
     time_s: float
     place_m: np.ndarray
@@ -72,69 +86,108 @@ class SanityMonitor:
     def forget(self) -> None:
         """Begin anew, with another stream or frequency. Conditions stay until they are looked at again."""
         self._finder.forget()
-        self._block: list[_Sample] = []
+        self._seen: list[_Seen] = []
+        self._place_m = self._geometry.receivers_m[:, :2].mean(axis=0)
+        self._block: list[Sample] = []
         self._pairs: deque[np.ndarray] = deque(maxlen=REMEMBERED)
         self._hdop: deque[float] = deque(maxlen=REMEMBERED)
         self._windows = 0
-        self._last_s = -math.inf
+        self._last_s = self._looked_s = -math.inf
         self._diagnosis: Diagnosis | None = None
         self._stream: tuple[str, float | None] = ("", None)
         self._found, self._missed = 0, 0
         self._shown: Fault | None = None
 
     def wants(self, fix: Fix) -> bool:
-        """Whether the window of this fix is to be looked at: it has a place, and comes long enough after the last."""
-        if fix.position is None or fix.id is not None:
+        """Whether the window of this fix is to be looked at: it comes long enough after the last.
+
+        One without a position may be: it is what a model makes of receivers that disagree.
+        """
+        if fix.id is not None or fix.reason not in (None, "no_emitter"):
             return False
         passed_s = fix.timestamp.timestamp() - self._last_s
         return passed_s >= 0.999 * LEAST_APART_S or passed_s < 0.0 or self._stream != (fix.stream, fix.frequency_hz)
 
     def add(self, window: Window, fix: Fix) -> bool:
-        """Look at a window that has a place. Returns whether `conditions` have changed."""
-        assert fix.position is not None
+        """Look at a window. Returns whether `conditions` have changed."""
         moment_s = fix.timestamp.timestamp()
         stream = (fix.stream, fix.frequency_hz)
         if stream != self._stream or moment_s < self._last_s:
             self.forget()
             self._stream = stream
         self._last_s = moment_s
-        place_m = self._geometry.frame.to_enu_m(
-            fix.position.latitude, fix.position.longitude, self._geometry.frame.altitude_m
-        )[:2]
         sound = self._mask.sound(window)
-        used = self._mask.usable(sound)
-        self._hdop.append(float(self._geometry.hdop(place_m, used)) if used.sum() >= 3 else math.inf)
         arrivals = self._reader.read(window.features[self._first :], sound[self._first :])
+        seen = self._seen
+        seen.append(_Seen(moment_s, fix.position, self._mask.usable(sound), arrivals))
+        if len(seen) == BLOCK_WINDOWS or moment_s - seen[0].time_s >= TOGETHER_S:
+            return self.flush()
+        return False
+
+    def flush(self) -> bool:
+        """Work out what has been seen so far. Returns whether `conditions` have changed."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return False
+        places_m, placed = self._places(seen), np.array([each.position is not None for each in seen])
+        hdop = self._geometry.hdop(places_m, np.stack([each.used for each in seen]))
+        self._hdop.extend(hdop[placed].tolist())
+        telling = np.array([each.arrivals is not None for each in seen])
         closed = False
-        if arrivals is not None:
-            self._windows += 1
-            self._note_pairs(arrivals, place_m)
-            closed = self._collect(self._sample(arrivals, place_m, moment_s))
+        if telling.any():
+            arrivals = [each.arrivals for each in seen if each.arrivals is not None]
+            self._windows += len(arrivals)
+            times_s = [each.time_s for each in seen if each.arrivals is not None]
+            samples = self._samples(arrivals, places_m[telling], times_s, hdop[telling])
+            solved_m = np.stack([sample.place_m for sample in samples])
+            self._note_pairs(arrivals, np.where(placed[telling, None], places_m[telling], solved_m))
+            for sample in samples:
+                closed |= self._collect(sample)
+            self._place_m = solved_m[-1]
         return self._settle(closed)
 
-    def _note_pairs(self, arrivals: Arrivals, place_m: np.ndarray) -> None:
-        expected_m = self._geometry.incidence @ self._geometry.expected_m(place_m)
-        self._pairs.append(np.stack([arrivals.lag_m - expected_m, arrivals.lag_sigma_m]) * NS_PER_M)
+    def _places(self, seen: Sequence[_Seen]) -> np.ndarray:
+        """Where the fixes are in the plane, (n, 2), or where the emitter was last for those without a position."""
+        places = np.tile(self._place_m, (len(seen), 1))
+        known = [(k, each.position) for k, each in enumerate(seen) if each.position is not None]
+        if known:
+            frame = self._geometry.frame
+            latitudes = np.array([position.latitude for _, position in known])
+            longitudes = np.array([position.longitude for _, position in known])
+            places[[k for k, _ in known]] = frame.to_enu_m(latitudes, longitudes, frame.altitude_m)[:, :2]
+        return places
 
-    def _sample(self, arrivals: Arrivals, place_m: np.ndarray, moment_s: float) -> _Sample:
-        """Residuals at the place of least squares: a model's own answer may be drawn elsewhere."""
-        allowed_m2 = np.square(self._geometry.sigma_m) + self._geometry.path_m2(place_m)
-        covariance_m2 = arrivals.covariance_m2 + np.diag(allowed_m2)
-        solved = solve(self._geometry, arrivals.arrival_m[None], covariance_m2[None], place_m[None], steps=4)
-        spread_m = float(np.sqrt(np.trace(arrivals.covariance_m2)) * min(self._hdop[-1], 100.0))
-        return _Sample(moment_s, solved.places_m[0], solved.residuals_m[0], arrivals.covariance_m2, spread_m)
+    def _note_pairs(self, arrivals: Sequence[Arrivals], places_m: np.ndarray) -> None:
+        expected_m = self._geometry.expected_m(places_m) @ self._geometry.incidence.T
+        for each, expected in zip(arrivals, expected_m, strict=True):
+            self._pairs.append(np.stack([each.lag_m - expected, each.lag_sigma_m]) * NS_PER_M)
 
-    def _collect(self, sample: _Sample) -> bool:
+    def _samples(
+        self, arrivals: Sequence[Arrivals], places_m: np.ndarray, times_s: Sequence[float], hdop: np.ndarray
+    ) -> list[Sample]:
+        """Residuals at the places of least squares: a model's own answer may be drawn elsewhere."""
+        allowed_m2 = np.square(self._geometry.sigma_m) + self._geometry.path_m2(places_m)
+        noise_m2 = np.stack([each.covariance_m2 for each in arrivals])
+        covariance_m2 = noise_m2 + allowed_m2[:, :, None] * np.eye(allowed_m2.shape[1])
+        arrival_m = np.stack([each.arrival_m for each in arrivals])
+        solved = solve(self._geometry, arrival_m, covariance_m2, places_m)
+        spread_m = np.sqrt(np.trace(noise_m2, axis1=1, axis2=2)) * np.minimum(hdop, 100.0)
+        return [
+            Sample(times_s[k], solved.places_m[k], solved.residuals_m[k], noise_m2[k], float(spread_m[k]))
+            for k in range(len(arrivals))
+        ]
+
+    def _collect(self, sample: Sample) -> bool:
         """Put a window to the block, or begin another. Returns whether a block has been closed."""
         block = self._block
         closed = bool(block) and (len(block) == BLOCK_WINDOWS or not self._belongs(block[0], sample))
         if closed:
-            self._finder.add(_mean_block(block))
+            self._finder.add(mean_block(block))
             self._block = block = []
         block.append(sample)
         return closed
 
-    def _belongs(self, first: _Sample, sample: _Sample) -> bool:
+    def _belongs(self, first: Sample, sample: Sample) -> bool:
         if (np.isfinite(first.residual_m) != np.isfinite(sample.residual_m)).any():
             return False
         nearest_m = float(self._geometry.lengths_m(first.place_m).min())
@@ -143,7 +196,8 @@ class SanityMonitor:
 
     def _settle(self, closed: bool) -> bool:
         """Diagnose where a block has been closed, and say whether conditions are others now."""
-        if closed:
+        if closed and not 0.0 <= self._last_s - self._looked_s < LOOK_S:
+            self._looked_s = self._last_s
             self._diagnosis = self._finder.diagnose()
             self._weigh(self._diagnosis.fault)
         conditions: dict[str, str] = {}
@@ -244,7 +298,7 @@ class SanityMonitor:
         return told
 
 
-def _mean_block(samples: list[_Sample]) -> Block:
+def mean_block(samples: list[Sample]) -> Block:
     """Their mean, without those that lie far off in a receiver."""
     residual = np.stack([sample.residual_m for sample in samples])
     noise = np.mean([sample.noise_m2 for sample in samples], axis=0)

@@ -18,8 +18,8 @@ from localize_core.sanity.geometry import ArrivalGeometry
 STEPS = 12
 CLOSER_M = 0.01
 """A step below this ends the search."""
-LONGEST_PART = 0.5
-"""Of the distance to the farthest receiver: no step is longer."""
+LEAST_DAMPING, GIVEN_UP = 1e-9, 1e3
+"""Of the normal equations' trace; beyond the second no step in any direction is better."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +49,35 @@ def solve(
     *,
     steps: int = STEPS,
 ) -> Solutions:
-    """Gauss–Newton from `start_m` (n, 2) for arrival times (n, R) up to a common one, NaN for those that are missing.
+    """Damped Gauss–Newton (Marquardt 1963) from `start_m` (n, 2).
 
-    `covariance_m2` (n, R, R): of the arrival times; rows of missing ones are not looked at.
+    `arrivals_m` (n, R): arrival times up to a common one, NaN for those that are missing. `covariance_m2` (n, R, R): of
+    them; rows of missing ones are not looked at.
     """
     used = np.isfinite(arrivals_m)
     precision = _precision(covariance_m2, used)
     known = np.where(used, arrivals_m, 0.0)
     places = np.array(start_m, float)
-    far = np.abs(geometry.receivers_m[:, :2]).max() + np.abs(start_m).max()
+    residual = _residual(geometry, places, known, used)
+    misfit = np.einsum("nr,nrs,ns->n", residual, precision, residual)
+    damping = np.full(len(places), LEAST_DAMPING)
     for _ in range(steps):
-        residual = np.where(used, known - geometry.expected_m(places), 0.0)
         slopes = geometry.slopes(places)
         weighted = np.swapaxes(slopes, -1, -2) @ precision
         normal = weighted @ slopes
-        ridge = 1e-9 * np.trace(normal, axis1=-2, axis2=-1)[:, None, None] * np.eye(2) + 1e-30 * np.eye(2)
-        step = np.linalg.solve(normal + ridge, weighted @ residual[..., None])[..., 0]
-        length = np.linalg.norm(step, axis=-1, keepdims=True)
-        places += step * np.minimum(1.0, LONGEST_PART * far / np.maximum(length, 1e-9))
-        if length.max(initial=0.0) < CLOSER_M:
+        ridge = damping * np.trace(normal, axis1=-2, axis2=-1) + 1e-30
+        step = np.linalg.solve(normal + ridge[:, None, None] * np.eye(2), weighted @ residual[..., None])[..., 0]
+        trial = places + step
+        trial_residual = _residual(geometry, trial, known, used)
+        trial_misfit = np.einsum("nr,nrs,ns->n", trial_residual, precision, trial_residual)
+        better = trial_misfit < misfit
+        places[better], residual[better], misfit[better] = trial[better], trial_residual[better], trial_misfit[better]
+        moving = better & (np.linalg.norm(step, axis=-1) > CLOSER_M)
+        damping = np.clip(np.where(better, damping * 0.1, damping * 10.0), LEAST_DAMPING, GIVEN_UP)
+        if not (moving | (~better & (damping < GIVEN_UP))).any():
             break
-    residual = np.where(used, known - geometry.expected_m(places), 0.0)
-    misfit = np.einsum("nr,nrs,ns->n", residual, precision, residual)
     count = used.sum(axis=1)
-    mean = residual.sum(axis=1, keepdims=True) / np.maximum(count, 1)[:, None]
-    return Solutions(places, np.where(used, residual - mean, np.nan), misfit, count - 3)
+    return Solutions(places, np.where(used, residual, np.nan), misfit, count - 3)
 
 
 def without_each(
@@ -86,6 +90,13 @@ def without_each(
         rest[:, receiver] = np.nan
         found.append(solve(geometry, rest, covariance_m2, start_m))
     return found
+
+
+def _residual(geometry: ArrivalGeometry, places_m: np.ndarray, known_m: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """(n, R), less their mean: places far from the receivers would leave it to rounding; 0 where not used."""
+    residual = np.where(used, known_m - geometry.expected_m(places_m), 0.0)
+    mean = residual.sum(axis=1, keepdims=True) / np.maximum(used.sum(axis=1, keepdims=True), 1)
+    return np.where(used, residual - mean, 0.0)
 
 
 def _precision(covariance_m2: np.ndarray, used: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ class SanityWatch:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.stop()
+            self._tell(self.monitor.flush())
 
     def offer(self, windows: Sequence[Window], fixes: Sequence[Fix]) -> None:
         """Windows of the stream that were answered. Never raises."""

@@ -148,8 +148,10 @@ def plan_station(station: Station) -> Plan:
     return Plan(spec, time_steps, window_hop)
 
 
-def arrival_geometry(station: Station) -> ArrivalGeometry:
-    """How far the receivers' times are to be trusted, whatever model a station has."""
+def arrival_geometry(station: Station) -> ArrivalGeometry | None:
+    """How far the receivers' times are to be trusted, whatever model a station has; None where it takes levels only."""
+    if "cross_correlation" not in (station.features.channels or _default_channels(station)):
+        return None
     area = Area(**station.area.model_dump())
     clock_ns = [r.timing_sigma_ns or _clock_sigma_ns(station, [], index) for index, r in enumerate(station.receiver)]
     places = np.array([(r.latitude, r.longitude, r.altitude_m) for r in station.receiver])
@@ -243,8 +245,11 @@ def read_recordings(station: Station) -> list[Recording]:
 
 
 def _spans(station: Station, recordings: list[Recording]) -> list[Recording]:
-    """The recordings whose common span bounds a window: none where receivers come and go as live ones do."""
-    return [] if station.alignment.max_wait_s is not None else recordings
+    """The recordings whose common span bounds a window: none where receivers come and go as live ones do, or what was
+    heard live has the windows that it had then.
+    """
+    as_live = station.features.window_s is not None and all(recording.marks is not None for recording in recordings)
+    return [] if as_live or station.alignment.max_wait_s is not None else recordings
 
 
 def _window_s(station: Station, recordings: list[Recording]) -> float:
