@@ -158,6 +158,21 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"linger_ms": -1},
     ],
     "kiwi_wav_source": [{"path": ""}, {"frequency_hz": float("inf")}],
+    "sigmf_sink": [
+        {"folder": ""},
+        {"receivers": []},
+        {"receivers": [("north", 45.0)]},
+        {"receivers": [("north", 91.0, 7.0)]},
+        {"sample_rate_hz": 0.0},
+        {"frequency_hz": float("inf")},
+        {"flush_s": -1.0},
+        {"max_part_bytes": 4095},
+        {"max_part_s": -1.0},
+        {"max_bytes": 2**30},
+        {"max_parts": 1},
+        {"min_free_bytes": -1},
+        {"collection": ""},
+    ],
     "sigmf_source": [{"path": ""}, {"channel": -1}, {"frequency_hz": float("inf")}],
     "scene_source": [
         {"receivers": []},
@@ -368,6 +383,7 @@ def test_the_ports_are_the_blocks_own(file: Path, platform: Platform, tmp_path: 
         "cot_fix_sink": [{}],
         "http_fix_sink": [{}],
         "file_fix_sink": [{"path": str(tmp_path / "fixes.jsonl")}],
+        "sigmf_sink": [{}, {"receivers": [("only", 45.0, 7.0, 300.0)]}],
     }
     if name == "sigmf_source":
         settings[name] = [{"path": str(write_sigmf(tmp_path / "a", np.zeros((9, 2), complex))), "channel": 1}]

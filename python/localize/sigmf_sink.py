@@ -23,7 +23,7 @@ class sigmf_sink(gr.hier_block2):
 
     `receivers`: (name, latitude, longitude) or (name, latitude, longitude, altitude_m). `frequency_hz`: of streams
     without `rx_freq` tags. `datatype`, `flush_s`: as of SigmfWriter. `max_part_bytes` to `min_free_bytes`: as of Limits
-    and for each receiver, 0 for none. `name`: of the collection. `live`: whether a disk that is too slow makes a gap
+    and for each receiver, 0 for none. `collection`: its name. `live`: whether a disk that is too slow makes a gap
     (radios), or the stream waits.
 
     Raises ConfigError for values that cannot be, MissingExtraError without the package that SigMF needs.
@@ -44,27 +44,29 @@ class sigmf_sink(gr.hier_block2):
         max_parts: int = 0,
         min_free_bytes: int = MIN_FREE_BYTES,
         live: bool = True,
-        name: str = "station",
+        collection: str = "station",
         hardware: str = "",
         description: str = "",
         author: str = "",
     ) -> None:
         if not receivers:
             raise ConfigError("receivers: none, so there is nothing to record")
-        if not os.fspath(folder):
-            raise ConfigError("folder is empty")
+        if frequency_hz is not None and not 0.0 <= frequency_hz < float("inf"):
+            raise ConfigError(f"frequency_hz={frequency_hz}: must be finite, or None for unknown")
+        if not collection:
+            raise ConfigError("collection is empty: it needs a name")
         about = About("", sample_rate_hz, frequency_hz, hardware=hardware, description=description, author=author)
         limits = Limits(
             max_part_bytes=max_part_bytes,
-            max_part_s=max_part_s or None,
-            max_bytes=max_bytes or None,
-            max_parts=max_parts or None,
+            max_part_s=None if max_part_s == 0.0 else max_part_s,
+            max_bytes=None if max_bytes == 0 else max_bytes,
+            max_parts=None if max_parts == 0 else max_parts,
             min_free_bytes=min_free_bytes,
         )
         self.recorder = StationRecorder(
             folder,
             [replace(about, **_place(receiver)) for receiver in receivers],
-            name=name,
+            name=collection,
             datatype=datatype,
             flush_s=flush_s,
             limits=limits,
