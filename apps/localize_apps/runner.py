@@ -16,8 +16,10 @@ import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.counters import switch_on
 from gnuradio.localize.pmt_codec import fix_from_pmt
+from gnuradio.localize.recording_source import recording_source
 from localize_core.errors import ConfigError, LocalizeError
 from localize_core.serving.control import ControlServer
+from localize_core.sources.sigmf import read_sigmf
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.types.fix import Fix
 
@@ -144,7 +146,10 @@ class StationGraph(gr.top_block):
             if isinstance(origin, KiwiWavSource):
                 source = localize.kiwi_wav_source(origin.path, frequency_hz=table.frequency_hz)
             elif isinstance(origin, SigmfSource):
-                source = localize.sigmf_source(origin.path, origin.channel, frequency_hz=table.frequency_hz)
+                recording = read_sigmf(origin.path, channel=origin.channel, stream=origin.stream)
+                # What was recorded with its tags has its own frequencies among them.
+                frequency_hz = table.frequency_hz if recording.marks is None else None
+                source = recording_source("sigmf_source", recording, False, frequency_hz)
             else:
                 raise ConfigError(
                     f"receiver {receiver.name}.source: missing; only a flowgraph can bring the stream itself"
