@@ -164,9 +164,11 @@ class Supervisor:
     def _lost(self, error: Exception) -> None:
         if isinstance(error, LocalizeError):
             self._enter("absent", str(error))
-        else:
+            return
+        what = f"{type(error).__name__}: {error}"
+        if what != self._state.error:
             log.warning("%s: cannot be opened", self.name, exc_info=error)
-            self._enter("absent", f"{type(error).__name__}: {error}")
+        self._enter("absent", what)
 
     def _enter(self, state: State, error: str, restarts: int | None = None) -> None:
         before = self._state
