@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import socket
@@ -141,17 +142,15 @@ class RtlTcpServer:
             self._client = client
             with client:
                 commands = threading.Thread(target=self._take_commands, args=(client,), daemon=True)
-                try:
+                commands.start()
+                with contextlib.suppress(OSError):  # the client left, or was cut off
                     if self._greeting is not None:
                         client.sendall(self._greeting)
-                    commands.start()
-                    self._play(client, listener)
+                    self._play(client, lambda: listener is self._listener and commands.is_alive())
+                with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the client left, or was cut off
-                self._client = None
-            if commands.ident is not None:
                 commands.join()
+                self._client = None
 
     def _take_commands(self, client: socket.socket) -> None:
         pending = b""
@@ -159,8 +158,10 @@ class RtlTcpServer:
             try:
                 received = client.recv(4096)
             except OSError:
-                return
+                received = b""
             if not received:
+                with self._news:
+                    self._news.notify_all()
                 return
             pending += received
             whole = len(pending) // 5 * 5
@@ -169,24 +170,27 @@ class RtlTcpServer:
                 self._news.notify_all()
             pending = pending[whole:]
 
-    def _play(self, client: socket.socket, listener: socket.socket) -> None:
-        rate_hz = self._rate_hz or self.wait_for(RATE, 60.0)
+    def _play(self, client: socket.socket, wanted: Callable[[], bool]) -> None:
+        with self._news:
+            while self._rate_hz is None and self.value(RATE) is None:
+                self._news.wait(CHUNK_S)
+                if not wanted():
+                    return
+        rate_hz = self._rate_hz or self.wait_for(RATE)
         if self._epoch is None:
             begun, position = time.monotonic(), 0
         else:
             begun = self._epoch
             position = max(0, int((time.monotonic() - begun) * rate_hz))
         count = max(1, int(rate_hz * CHUNK_S))
-        while listener is self._listener:
+        while wanted():
             if self._paced:
                 ahead_s = begun + (position + count) / rate_hz - time.monotonic()
                 if ahead_s > 0.0:
                     self._closed.wait(ahead_s)
             if not self._flowing.wait(CHUNK_S):
-                client.send(b"", socket.MSG_DONTWAIT)
-                if self._paced:
-                    continue_at = int((time.monotonic() - begun) * rate_hz)
-                    position = max(position, continue_at)
+                if self._paced:  # what is on the air meanwhile is lost
+                    position = max(position, int((time.monotonic() - begun) * rate_hz))
                 continue
             octets = self._read(position, count)
             if len(octets) == 0:
