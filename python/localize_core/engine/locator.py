@@ -324,14 +324,8 @@ class Locator:
             latitude, longitude = first, second
             longitude = (longitude + 180.0) % 360.0 - 180.0  # an area may reach across the antimeridian
             return Position(latitude, longitude), uncertainty
-        latitude, longitude, (ee, en, nn) = self._frame.on_ground(first, second, uncertainty.covariances_m2)
-        half = math.hypot((ee - nn) / 2.0, en)
-        major = (ee + nn) / 2.0 + half
-        # A covariance whose minor axis drowns in the major one's rounding still has one.
-        minor = max((ee + nn) / 2.0 - half, major * 1e-12)
-        theta = math.degrees(math.atan2(2.0 * en, ee - nn)) / 2.0
-        ellipse = Uncertainty(math.sqrt(major), math.sqrt(minor), _half_turn(theta), self.probability)
-        return Position(latitude, longitude), ellipse
+        latitude, longitude, covariances_m2 = self._frame.on_ground(first, second, uncertainty.covariances_m2)
+        return Position(latitude, longitude), Uncertainty.of_covariances(*covariances_m2, self.probability)
 
 
 def _means_something(output: ModelOutput) -> bool:
@@ -345,11 +339,6 @@ def _spent_ms(inference: Inference, index: int) -> float:
     if index in inference.hits:
         return inference.lookup_ms
     return inference.spent_ms if index in inference.outputs else 0.0
-
-
-def _half_turn(angle_deg: float) -> float:
-    """The same axis in (-90, 90] degrees."""
-    return 90.0 - (90.0 - angle_deg) % 180.0
 
 
 def _refusal(window: Window) -> str:

@@ -70,6 +70,16 @@ class Uncertainty:
                 f"uncertainty {self.sigma_x}, {self.sigma_y}, {self.theta}: sigmas must be positive and finite"
             )
 
+    @staticmethod
+    def of_covariances(ee: float, en: float, nn: float, probability: float) -> Uncertainty:
+        """The ellipse of a covariance of east, of east with north, of north, square metres; its x axis is the major."""
+        half = math.hypot((ee - nn) / 2.0, en)
+        major = (ee + nn) / 2.0 + half
+        # A covariance whose minor axis drowns in the major one's rounding still has one.
+        minor = max((ee + nn) / 2.0 - half, major * 1e-12)
+        theta = math.degrees(math.atan2(2.0 * en, ee - nn)) / 2.0
+        return Uncertainty(math.sqrt(major), math.sqrt(minor), 90.0 - (90.0 - theta) % 180.0, probability)
+
     @property
     def scale(self) -> float:
         """Semi-axis of the ellipse that holds `probability`, in standard deviations (chi-square, 2 degrees)."""
