@@ -21,6 +21,7 @@ from localize_apps import logs
 COMMANDS = {
     "demo": ("localize_apps.demo", "Locate a simulated emitter, in this terminal or as a picture."),
     "run": ("localize_apps.run", "Run the station that a station file describes."),
+    "record": ("localize_apps.record", "Run a station and keep what it hears, for a replay with the same fixes."),
     "control": ("localize_apps.control", "Ask a running station about its models, or have it change them."),
     "compile": ("localize_apps.compile", "Write a station's model from its geometry, without training."),
     "serve": ("localize_apps.serve", "Answer questions over HTTP, and show fixes on a live map."),

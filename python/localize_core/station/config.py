@@ -466,11 +466,14 @@ def _from_folder(uri: str, folder: Path) -> str:
 
 
 def load_station(path: str | Path, *, folder: Path | None = None) -> Station:
-    """Read a station file. Raises ConfigError when it is missing, not TOML, or breaks a rule.
+    """Read a station file; of a folder that was recorded, its own. Raises ConfigError when it is missing, not TOML, or
+    breaks a rule.
 
     `folder`: where relative paths of recordings, channel data sets and models start; None for the file's own folder.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= "station.toml"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from localize_core.cache.settings import CacheSettings
+from localize_core.model.contract import Contract
 from localize_core.model.store import compiled_model_path
 from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.serving.engine import Engine
@@ -31,6 +32,14 @@ def station_engine(
     if plan is not None and settings.uri == "compiled":
         return engine, plan.time_steps, plan.window_hop
     return engine, *fit_station(station, engine.contract)
+
+
+def station_frames(station: Station, contract: Contract) -> tuple[int, int]:
+    """Frames in a window of the station, and from one window to the next. Raises as `station_engine` does."""
+    if station.model.uri == "compiled":
+        plan = plan_station(station)
+        return plan.time_steps, plan.window_hop
+    return fit_station(station, contract)
 
 
 def model_engine(

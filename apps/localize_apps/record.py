@@ -1,0 +1,239 @@
+"""`gr-localize record`: a station that keeps what it hears, and what it made of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+from gnuradio import localize
+from localize_core.errors import ConfigError
+from localize_core.recorder.sigmf_writer import MIN_FREE_BYTES, PART_BYTES, SAMPLE_BYTES, Limits
+from localize_core.recorder.twin import FIXES_FILE, write_twin
+from localize_core.sinks.file_sink import FileFixSink
+from localize_core.station.config import Station, load_station
+from localize_core.station.engine import station_frames
+from localize_core.station.sources import RadioSource
+from localize_core.types.fix import Fix
+from localize_core.wire.fix_json import fix_to_json
+from localize_core.wire.text import fix_line
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from localize_apps import logs
+from localize_apps.run import carry_out
+from localize_apps.runner import StationGraph
+
+log = logging.getLogger(__name__)
+
+
+class Size(click.ParamType):
+    """A number of bytes, with a unit or without."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(TypeAdapter(ByteSize).validate_python(value))
+        except ValidationError:
+            self.fail(f"{value!r}: wanted a number of bytes, such as 500MB or 2GiB", param, ctx)
+
+
+class FolderRecorder:
+    """Records into a folder what each graph of a station hears, in the form that `gr-localize run FOLDER` plays.
+
+    `live`: whether samples are left out where the disk is too slow, or the streams wait. A graph that takes the place
+    of one that died begins anew, in a folder of its own inside. `limits` are for each receiver.
+    """
+
+    def __init__(
+        self, folder: Path, station: Station, *, datatype: str, live: bool, limits: Limits, author: str
+    ) -> None:
+        self.folder, self.station = folder, station
+        self.graphs = self.fixes = self.dropped_windows = 0
+        self._datatype, self._live, self._limits, self._author = datatype, live, limits, author
+        self._sink: Any = None
+        self._sources: list[tuple[Any, int]] = []
+        self._due: list[int] | None = None
+        self._fix_file: FileFixSink | None = None
+        self._told = {"recorded": 0, "lost": 0}
+
+    def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> None:
+        """Connect to the receivers' streams. Raises PublishError where the folder cannot be written."""
+        self.close()
+        self.graphs += 1
+        folder = self.folder if self.graphs == 1 else self.folder / f"run-{self.graphs:04d}"
+        station, engine = self.station, graph.localizer.engine
+        table = station.station
+        self._sink = localize.sigmf_sink(
+            folder,
+            [(r.name, r.latitude, r.longitude, r.altitude_m) for r in station.receiver],
+            table.sample_rate_hz,
+            table.frequency_hz,
+            datatype=self._datatype,
+            max_part_bytes=self._limits.max_part_bytes,
+            max_part_s=self._limits.max_part_s or 0.0,
+            max_bytes=self._limits.max_bytes or 0,
+            max_parts=self._limits.max_parts or 0,
+            min_free_bytes=self._limits.min_free_bytes,
+            live=self._live,
+            collection=table.name,
+            hardware=", ".join(dict.fromkeys(_hardware(receiver) for receiver in station.receiver)),
+            description=f"{table.name}, {table.frequency_hz / 1e6:g} MHz",
+            author=self._author,
+        )
+        write_twin(
+            folder,
+            station,
+            self._sink.recorder.names,
+            contract=engine.contract,
+            frames=station_frames(station, engine.contract),
+            model=engine.model_file,
+            fallback=engine.fallback_file,
+        )
+        for index, output in enumerate(outputs):
+            graph.connect(output, (self._sink, index))
+        self._sources, self._due = outputs, None
+        self._fix_file = FileFixSink(folder / FIXES_FILE)
+        self._fix_file.open()
+
+    def settled(self) -> bool:
+        """Whether all samples are here that were there when this was first asked."""
+        if self._due is None:
+            self._due = [block.nitems_written(port) for block, port in self._sources]
+        return all(taken >= due for taken, due in zip(self._sink.taken, self._due, strict=True))
+
+    def keep(self, fix: Fix) -> None:
+        """Write a fix of the graph that runs."""
+        self.fixes += 1
+        self.dropped_windows += fix.dropped_windows
+        if self._fix_file is not None:
+            self._fix_file.publish(fix)
+
+    def close(self) -> None:
+        """What there is to say about a graph that has ended."""
+        if self._sink is None:
+            return
+        if self._fix_file is not None:
+            self._fix_file.close()
+        self._told["recorded"] += self._sink.recorder.recorded
+        self._told["lost"] += self._sink.recorder.lost
+        self._sink = self._fix_file = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended a recording, if something did."""
+        return None if self._sink is None else self._sink.failure
+
+    def summary(self) -> str:
+        """What was recorded, in one line."""
+        parts = [f"{self._told['recorded']} samples and {self.fixes} fixes in {self.folder}"]
+        if self._told["lost"]:
+            parts.append(f"{self._told['lost']} samples were not kept")
+        if self.dropped_windows:
+            parts.append(f"{self.dropped_windows} windows were dropped, a replay answers them too")
+        return "; ".join(parts)
+
+
+def _hardware(receiver: Any) -> str:
+    source = receiver.source
+    return f"{source.kind} {source.device_key}" if isinstance(source, RadioSource) else source.kind
+
+
+def recorded_station(station: Station) -> Station:
+    """The station, each window answered by itself: how many are answered together shows in the last digits of fixes."""
+    queue = station.model.queue.model_copy(update={"max_batch": 1, "max_delay_ms": 0.0})
+    return station.model_copy(update={"model": station.model.model_copy(update={"queue": queue})})
+
+
+@click.command("record")
+@click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the recordings; it is made, and must be empty.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after so many seconds of a simulated stream.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
+@click.option(
+    "--recordings",
+    "folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that relative paths in STATION start from; by default the station file's own.",
+)
+@click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
+@click.option(
+    "--datatype",
+    type=click.Choice(tuple(SAMPLE_BYTES)),
+    default="cf32_le",
+    show_default=True,
+    help="cf32_le keeps samples as they are; ci16_le and ci8 round and clip, and fixes differ accordingly.",
+)
+@click.option("--max-part-bytes", type=Size(), default=PART_BYTES, help="Of a part of a recording; 1GiB if left out.")
+@click.option("--max-part-s", type=click.FloatRange(min=0, min_open=True), help="Seconds in a part of a recording.")
+@click.option("--max-bytes", type=Size(), help="Of all recordings together; the oldest parts go when there are more.")
+@click.option("--max-parts", type=click.IntRange(min=2), help="Parts of each receiver that are kept.")
+@click.option(
+    "--min-free-bytes",
+    type=Size(),
+    default=MIN_FREE_BYTES,
+    help="Left free on the disk: recording pauses below it, and goes on by itself; 256MiB if left out.",
+)
+@click.option("--author", default="", help="Whom the recordings name as their author, such as an address.")
+def command(
+    station_file: Path,
+    output: Path,
+    duration_s: float | None,
+    as_json: bool,
+    folder: Path | None,
+    fast: bool,
+    datatype: str,
+    max_part_bytes: int,
+    max_part_s: float | None,
+    max_bytes: int | None,
+    max_parts: int | None,
+    min_free_bytes: int,
+    author: str,
+) -> int:
+    """Run the station in the file STATION as `run` does, and keep what its receivers hear.
+
+    `gr-localize run FOLDER` plays it: the same samples, tags, model and windows, and so the same fixes.
+
+    Exit codes are those of `run`; a recording that could not be gone on with makes 1 of 0.
+    """
+
+    def load() -> Station:
+        return recorded_station(load_station(station_file, folder=folder))
+
+    station = load()
+    if any(receiver.source is None for receiver in station.receiver):
+        raise ConfigError(f"{station_file}: a receiver has no source: only a flowgraph can bring the stream itself")
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"{output}: is not empty; a recording wants a folder of its own")
+    if max_bytes is not None:
+        max_bytes //= len(station.receiver)
+        max_part_bytes = min(max_part_bytes, max_bytes // 4)
+    limits = Limits(max_part_bytes, max_part_s, max_bytes, max_parts, min_free_bytes)
+    live = not (fast or station.is_recorded)
+    recorder = FolderRecorder(output, station, datatype=datatype, live=live, limits=limits, author=author)
+
+    def keep(fix: Fix) -> None:
+        recorder.keep(fix)
+        print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
+
+    code = carry_out(load, on_fix=keep, duration_s=duration_s, live=not fast, recorder=recorder)
+    failure = recorder.failure
+    recorder.close()
+    if recorder.graphs:
+        logs.say(recorder.summary())
+    if failure is not None:
+        logs.complain(failure)
+    return code or int(failure is not None)
