@@ -406,7 +406,8 @@ class NativeLines:
 
 def _read(level: int, form: str, journal: bool) -> None:
     """Lines of standard input to logs on standard error, until its end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whoever ends all of a service ends this too early
+    # whoever ends all of a service ends this too early
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT):
         signal.signal(number, signal.SIG_IGN)
     setup = _Setup(level, form, sys.stderr, journal)
     lines = NativeLines(setup.handler, level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
 
 from localize_apps import logs
-from localize_apps.runner import run_station
+from localize_apps.runner import OnFix, Recorder, run_station
+from localize_apps.systemd import ServiceReport
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +71,25 @@ def command(
     def load() -> Station:
         return with_http(load_station(station_file, folder=folder), http_port)
 
-    station = load()
-
     def show(fix: Fix) -> None:
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
+
+    return carry_out(load, on_fix=show, duration_s=duration_s, live=not fast)
+
+
+def carry_out(
+    load: Callable[[], Station],
+    *,
+    on_fix: OnFix,
+    duration_s: float | None,
+    live: bool,
+    recorder: Recorder | None = None,
+) -> int:
+    """Run a station, say on standard error what happens to it, and return the exit code.
+
+    `load`: the station as its file says, asked for at SIGHUP again. The rest is as of `run_station`.
+    """
+    station = load()
 
     told: dict[str, Any] = {}
 
@@ -92,11 +109,13 @@ def command(
         with logs.native_lines():
             result = run_station(
                 station,
-                on_fix=show,
+                on_fix=on_fix,
                 on_status=note,
+                on_alive=ServiceReport(),
                 duration_s=duration_s,
-                live=not fast,
+                live=live,
                 reread=load,
+                recorder=recorder,
                 on_serving=lambda what, url: logs.say(f"{what}: {url}", what=what, url=url),
             )
     except (ModelError, SourceError, UnknownModelError) as error:  # nothing has run yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -27,11 +28,17 @@ from localize_apps.outlets import OnServing, outlets
 
 log = logging.getLogger(__name__)
 
+ALIVE_S = 1.0
+IMPATIENT_S = 0.5
+"""A signal that comes sooner after the first is taken for the same: `timeout`, for one, sends two."""
 FINISH_S = 2.0
 STOP_S = 10.0
 
 OnFix = Callable[[Fix], None]
 OnStatus = Callable[[dict[str, Any]], None]
+OnAlive = Callable[[dict[str, Any]], None]
+"""Told about each second that the run goes on: the engine's status with `phase` (running, reloading, stopping), `live`,
+`fixes`, and `progress`, which changes whenever something has gone through the graph."""
 
 
 class Recorder(Protocol):
@@ -195,6 +202,11 @@ class StationGraph(gr.top_block):
         return named
 
     @property
+    def progress(self) -> list[int]:
+        """How far the main graph has come."""
+        return [block.nitems_read(0) for block in self.localizer.blocks]
+
+    @property
     def failure(self) -> Exception | None:
         return next((block.failure for block in self.watched if block.failure is not None), None)
 
@@ -204,6 +216,7 @@ def run_station(
     *,
     on_fix: OnFix,
     on_status: OnStatus | None = None,
+    on_alive: OnAlive | None = None,
     duration_s: float | None = None,
     live: bool = True,
     stopped: threading.Event | None = None,
@@ -215,9 +228,9 @@ def run_station(
     """Run a station until its sources end, `duration_s` of stream has passed, `stopped` is set or a signal comes.
 
     `live=False` runs simulated streams as fast as they go, losing nothing. Callbacks come from one thread of the
-    flowgraph, in order. `reread`: the station as its file says now, asked for at SIGHUP; its `[model]` takes effect
-    at once. `on_serving`: told where `[http]` and `[metrics]` are served; they end with the
-    run, or with `serving` where it is given. `recorder`: keeps what the receivers heard.
+    flowgraph, in order; `on_alive` is called by the caller's. `reread`: the station as its file says now, asked for at
+    SIGHUP; its `[model]` takes effect at once. `on_serving`: told where `[http]` and `[metrics]` are served; they end
+    with the run, or with `serving` where it is given. `recorder`: keeps what the receivers heard.
 
     Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
@@ -245,12 +258,26 @@ def run_station(
         graph.start()
         waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
         waiter.start()
+
+        def tell_alive(phase: str) -> None:
+            if on_alive is not None:
+                said = {"phase": phase, "live": live, "fixes": listener.fixes, "progress": graph.progress}
+                on_alive({**graph.localizer.engine.status(), **said})
+
+        tell_alive("running")
+        told_s = time.monotonic()
         while not stopped.wait(0.2):
             if graph.failure is not None:
                 break
             if reread is not None and hung_up.is_set():
                 hung_up.clear()
+                tell_alive("reloading")
                 station = _reload(graph, station, reread)
+                tell_alive("running")
+            if time.monotonic() - told_s >= ALIVE_S:
+                told_s = time.monotonic()
+                tell_alive("running")
+        tell_alive("stopping")
         interrupted = not ended.is_set() and graph.failure is None
         if not ended.is_set():
             if interrupted:
@@ -312,14 +339,24 @@ def _controlled(graph: StationGraph, station: Station) -> Iterator[None]:
 
 @contextmanager
 def _signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
-    """SIGINT and SIGTERM set `stopped`, SIGHUP `hung_up` where there is one; none does outside the main thread."""
+    """SIGINT and SIGTERM set `stopped`, and end the process at once when they come again; SIGHUP sets `hung_up` where
+    there is one. None does outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    events = {signal.SIGINT: stopped, signal.SIGTERM: stopped}
+    asked_s: list[float] = []
+
+    def stop(number: int, _: Any) -> None:
+        if asked_s and time.monotonic() - asked_s[0] > IMPATIENT_S:
+            os._exit(128 + number)
+        asked_s.append(time.monotonic())
+        stopped.set()
+
+    handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hung_up is not None:
-        events[signal.SIGHUP] = hung_up
-    before = {number: signal.signal(number, lambda which, _: events[which].set()) for number in events}
+        handlers[signal.SIGHUP] = lambda *_: hung_up.set()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
