@@ -65,6 +65,6 @@ class AlignmentSettings(BaseModel):
             fill_s = MAX_FILL_S if wait_s is None else 0.0
         if wait_s is not None and fill_s > wait_s / 2.0:
             raise ConfigError(
-                f"alignment.fill_gaps_s={fill_s:g}: at most half of max_wait_s={wait_s:g}, or the gap's end is not known"
+                f"alignment.fill_gaps_s={fill_s:g}: at most half of max_wait_s={wait_s:g}, or its end is not known"
             )
         return AlignmentPlan(clocks, wait_s, fill_s, self.acquire_s)

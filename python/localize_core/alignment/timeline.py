@@ -22,7 +22,8 @@ UPDATE_S = 1.0
 """A line is fitted anew this often, and steered there over the same time: positions never jump."""
 ON_SAMPLE = 0.01
 """Samples: what time tags of rounded nanoseconds may be off without moving the start or the end by a sample."""
-_FOREVER = 2**62
+FOREVER = 2**62
+"""A grid step, or a sample, that is never reached."""
 WINDOW_S = 30.0
 """The fit uses stamps of this span: longer averages jitter better, shorter follows a clock's wander closer."""
 
@@ -77,11 +78,16 @@ class Segment:
 
 @dataclass
 class Piece:
-    """Samples without a loss between them; `end` is None while more may follow."""
+    """Samples without a loss between them; `end` is None while more may follow.
+
+    `timed`: whether they stand where their times say. `restarted`: the stream was interrupted before them.
+    """
 
     first: int
     end: int | None = None
     segments: deque[Segment] = field(default_factory=deque)
+    timed: bool = True
+    restarted: bool = False
 
 
 class TimeLine:
@@ -98,6 +104,7 @@ class TimeLine:
         self.acquired = False
         self.timed = False
         self.rejected = 0
+        self.gaps = self.lost_samples = self.restarts = 0
         self._grid_rate = Fraction(sample_rate_hz)
         self._acquire_n = acquire
         self._max_residual_s = max_residual_s
@@ -112,6 +119,11 @@ class TimeLine:
         self._piece = 0
         self._next_update = 0
         self.set_rate(sample_rate_hz)
+
+    @property
+    def rate_hz(self) -> float:
+        """What its tags say of the stream's rate so far."""
+        return 1.0 / self._slope
 
     def set_rate(self, rate_hz: float) -> None:
         """The stream's own nominal rate; without effect once acquired."""
@@ -144,7 +156,7 @@ class TimeLine:
 
     def fix(self, grid: int) -> None:
         """Without usable tags: sample n stands on grid step `grid` + n, for good."""
-        self.pieces.append(Piece(0, None, deque([Segment(0, _FOREVER, grid, 0.0, 1.0, 0.0)])))
+        self.pieces.append(Piece(0, None, deque([Segment(0, FOREVER, grid, 0.0, 1.0, 0.0)]), timed=False))
 
     def _acquire(self, limit: int) -> None:
         self.acquired = True
@@ -171,6 +183,8 @@ class TimeLine:
             self.pieces.append(piece)
             if number > 0:
                 self._offset_s += fit.steps[number - 1].seconds
+                self.gaps += 1
+                self.lost_samples += max(round(fit.steps[number - 1].seconds * fit.rate_hz), 0)
             grid, offset = self._grid(self._offset_s + first * self._slope)
             pace = fit.rate_hz / float(self._grid_rate)
             piece.segments.append(Segment(first, end or limit, grid, offset, pace, fit.standard_error_s))
@@ -214,6 +228,8 @@ class TimeLine:
         last = old.segments[-1]
         self._piece += 1
         self._offset_s += step_s
+        self.gaps += 1
+        self.lost_samples += max(round(step_s / self._slope), 0)
         grid, offset = self._grid(self._offset_s + index * self._slope)
         pace = 1.0 / (self._slope * float(self._grid_rate))
         new = Segment(index, self._next_update, grid, offset, pace, last.error_s)
