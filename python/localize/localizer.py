@@ -25,10 +25,10 @@ class localizer(gr.hier_block2):
     """N complex streams, in the order of the station's receivers, to `fix` and `status` messages.
 
     `source`: a station file (.toml), whose geometry is compiled or whose `[model]` names a model, or an ONNX file with
-    a contract. `n_receivers` must be that of the station. `align`: put the streams on a common time grid first, by
-    their `rx_time` tags. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0
-    take the station's, and so do a `min_confidence` and a `probability` of None (0.5 and 0.95 without a station).
-    `name`: the station's name in fixes, its own if empty. `cache` and `cache_redis`, where empty: the station's, or
+    a contract; or a localizer of one of these that has stopped, whose models go on here. `n_receivers` must be that of
+    the station. `align`: put the streams on a common time grid first, by their `rx_time` tags. The other parameters are
+    those of onnx_inference; `time_steps` and `window_hop` of 0 take the station's, and so do a `min_confidence` and a
+    `probability` of None (0.5 and 0.95 without a station). `name`: the station's name in fixes, its own if empty. `cache` and `cache_redis`, where empty: the station's, or
     without one "auto" and no Redis; `cache_similar` of False: the station's as well.
 
     Raises ConfigError, ModelError or SourceError before the flowgraph starts.
@@ -36,7 +36,7 @@ class localizer(gr.hier_block2):
 
     def __init__(
         self,
-        source: str | Station,
+        source: str | Station | localizer,
         n_receivers: int,
         align: bool = True,
         time_steps: int = 0,
@@ -52,7 +52,12 @@ class localizer(gr.hier_block2):
         gr.hier_block2.__init__(
             self, "localizer", gr.io_signature(n_receivers, n_receivers, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
         )
-        if isinstance(source, Station) or str(source).endswith(".toml"):
+        before = source if isinstance(source, localizer) else None
+        station: Station | None = None
+        if before is not None:
+            station = before.station
+            engine, frames, confidence = before.engine, before.frames, before._station_confidence
+        elif isinstance(source, Station) or str(source).endswith(".toml"):
             station = source if isinstance(source, Station) else load_station(source)
             if probability is not None:  # a compiled model is made for what its ellipse is to hold
                 station = station.model_copy(
@@ -61,14 +66,17 @@ class localizer(gr.hier_block2):
             kept = _cache(station.cache, cache, cache_redis, cache_similar)
             settings = station.model
             engine, *frames = station_engine(station, name=name, min_confidence=min_confidence, cache=kept)
-            time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
+            confidence = settings.min_confidence
         else:
             settings = make_settings(ModelTable, uri=source)
             if probability is not None:
                 settings = settings.model_copy(update={"probability": probability})
             kept = cache_settings(cache or "auto", cache_redis, similar=cache_similar)
             engine = model_engine(settings, name=name, min_confidence=min_confidence, cache=kept)
-        self._station_confidence = settings.min_confidence
+            frames, confidence = [0, 0], settings.min_confidence
+        time_steps, window_hop = time_steps or frames[0], window_hop or frames[1]
+        self.station, self.frames = station, [time_steps, window_hop]
+        self._station_confidence = confidence
         contract = engine.contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
@@ -78,6 +86,8 @@ class localizer(gr.hier_block2):
         self.inference = onnx_inference(
             engine, station=engine.station, time_steps=time_steps, window_hop=window_hop, live=live
         )
+        if before is not None:
+            self.inference.count_on(before.inference)
         self.blocks: list[Any] = [self.inference]
         streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
         if align and n_receivers > 1:

@@ -236,6 +236,10 @@ class onnx_inference(gr.sync_block):
                 "dropped": {"queue": ended.dropped + state.dropped, "end": self._cut_off},
             }
 
+    def count_on(self, before: onnx_inference) -> None:
+        """Before the flowgraph starts: go on with the account of a block that has stopped."""
+        self._ended, self._cut_off = before._ended, before._cut_off
+
     def finish(self, timeout_s: float) -> None:
         """Take no more windows and wait until those taken are answered: for a live stream that is about to be cut."""
         self._finishing = True
