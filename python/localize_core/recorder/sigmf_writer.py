@@ -65,8 +65,8 @@ class About:
 class Limits:
     """When a part ends and an old one goes: each limit is for one receiver, None for none.
 
-    `max_bytes`, `max_parts`: of all parts together, the one that is being written among them. `min_free_bytes`: what
-    stays free on the disk. Raises ConfigError for limits that cannot be kept.
+    `max_bytes`, `max_parts`: of all parts together, the one that is being written among them, but for its metadata.
+    `min_free_bytes`: what stays free on the disk. Raises ConfigError for limits that cannot be kept.
     """
 
     max_part_bytes: int = PART_BYTES

@@ -327,7 +327,9 @@ def _open(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is checked here
-            file = _unfinished(sigmf, path) or sigmf.fromfile(path, skip_checksum=True)
+            file = _unfinished(sigmf, path)
+            if file is None:
+                file = sigmf.fromfile(path, skip_checksum=True)
             datatype = file.get_global_info().get("core:datatype")
     except ValueError as error:
         if "reshape" in str(error):  # by channels and by I and Q, when the data are mapped
