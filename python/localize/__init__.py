@@ -14,4 +14,5 @@ from .scene_source import scene_source
 from .sigmf_sink import sigmf_sink
 from .sigmf_source import sigmf_source
 from .time_align import time_align
+from .tracker import tracker
 from .zmq_fix_sink import zmq_fix_sink
