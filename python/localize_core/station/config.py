@@ -29,6 +29,7 @@ from localize_core.station.sources import (
     check_sources,
     share_clock,
 )
+from localize_core.tracking.settings import TrackerSettings
 from localize_core.wire.endpoint import check_endpoint
 
 if sys.version_info >= (3, 11):
@@ -296,6 +297,7 @@ class Station(_Table):
     cache: CacheSettings = CacheSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     metrics: MetricsTable | None = None
+    tracker: TrackerSettings | None = None
     scene: SceneConfig | None = None
 
     @model_validator(mode="after")
@@ -398,6 +400,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "cache": CacheSettings,
     "similar": SimilaritySettings,
     "metrics": MetricsTable,
+    "tracker": TrackerSettings,
     "scene": SceneConfig,
     "also": AlsoConfig,
 }

@@ -6,6 +6,8 @@ import numpy as np
 
 from localize_core.evaluation.bound import position_bound, squared_bound_m2
 from localize_core.model.compiled.spec import LikelihoodSpec
+from localize_core.station.config import Station
+from localize_core.station.plan import plan_station
 from localize_core.types.fix import Position, Uncertainty
 
 MOST = 0.98
@@ -43,3 +45,11 @@ class ClockShare:
         row, column = (min(max(int(share * CELLS), 0), CELLS - 1) for share in (north, east / (area.east - area.west)))
         whole_m2 = uncertainty.sigma_x**2 + uncertainty.sigma_y**2
         return float(min(self._left_m2[row, column] / whole_m2, MOST))
+
+
+def clock_share(station: Station) -> ClockShare | None:
+    """That of a station whose model is compiled and measures arrival times; None of any other."""
+    if station.model.uri != "compiled":
+        return None
+    spec = plan_station(station).spec
+    return ClockShare(spec) if spec.timing is not None else None

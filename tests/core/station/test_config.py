@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from localize_core.errors import ConfigError
 from localize_core.station.config import HttpTable, MetricsTable, Station, load_station, parse_station
+from localize_core.tracking.settings import TrackerSettings
 
 MINIMAL = """
 [station]
@@ -156,6 +157,14 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),
+    ("[tracker]", "acceleration_mps2", [0.01, 1e4], [0.0, -1.0, 1e5]),
+    ("[tracker]", "max_speed_mps", [0.1, 1e4], [0.0, 1e5]),
+    ("[tracker]", "gate", [0.5, 0.9999], [0.4, 1.0]),
+    ("[tracker]", "confirm", [2, 100], [1, 101]),
+    ("[tracker]", "lost_s", [0.1, 86_400.0], [0.0, 1e6]),
+    ("[tracker]", "common", [0.0, 0.99], [-0.1, 1.0]),
+    ("[tracker]", "lag_s", [0.0, 600.0], [-0.1, 601.0]),
+    ("[tracker]", "max_tracks", [1, 256], [0, 257]),
     ("[alignment]", "clocks", ["fitted", "trusted"], ["true", ""]),
     ("[alignment]", "max_wait_s", [0.01, 60.0], [0.0, -1.0, 61.0]),
     ("[alignment]", "fill_gaps_s", [0.0, 60.0], [-0.1, 61.0]),
@@ -255,6 +264,7 @@ def test_every_key_has_a_range_or_a_reason():
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
     assert {key for tab, key in tested if tab == "http"} == set(HttpTable.model_fields)
     assert {key for tab, key in tested if tab == "metrics"} == set(MetricsTable.model_fields)
+    assert {key for tab, key in tested if tab == "tracker"} == set(TrackerSettings.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +277,7 @@ def test_every_key_has_a_range_or_a_reason():
         ("[propagation]", "propagation.colour"),
         ("[model]", "model.colour"),
         ("[alignment]", "alignment.colour"),
+        ("[tracker]", "tracker.colour"),
         ("[cache]", "cache.colour"),
         ("[metrics]", "metrics.colour"),
         ("[http]", "http.colour"),
