@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from localize_apps.runner import StationGraph, _Listener
+from localize_apps.runner import Listener, StationGraph
 from localize_benchmarks.figures import Figure, Found, Settings
 from localize_benchmarks.flowgraphs import Subscriber, free_endpoint, paced_source, percentiles_ms, wait_until
 from localize_benchmarks.growth import example_station
@@ -61,7 +61,7 @@ def measure(settings: Settings) -> Iterator[Found]:
     os.environ["GR_CONF_PERFCOUNTERS_ON"] = "True"
     endpoint = free_endpoint()
     station = example_station(RATE_HZ).model_copy(update={"publish": PublishTable(zmq=[ZmqTable(endpoint=endpoint)])})
-    listener = _Listener(lambda fix: None, lambda status: None, lambda: None)
+    listener = Listener(lambda fix: None, lambda status: None, lambda: None)
     graph = _Replayed(station, listener, duration_s=None, live=True)
     subscriber = Subscriber(endpoint)
     graph.start()

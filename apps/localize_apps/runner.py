@@ -17,11 +17,15 @@ import pmt
 from gnuradio import gr, localize
 from gnuradio.localize.counters import switch_on
 from gnuradio.localize.pmt_codec import fix_from_pmt
+from gnuradio.localize.receiver_source import receiver_source
+from gnuradio.localize.receivers import Receivers
 from gnuradio.localize.recording_source import recording_source
 from localize_core.errors import ConfigError, LocalizeError
 from localize_core.serving.control import ControlServer
+from localize_core.serving.engine import Engine
 from localize_core.sources.sigmf import read_sigmf
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
+from localize_core.tracking.clocks import clock_share
 from localize_core.types.fix import Fix
 
 from localize_apps.outlets import OnServing, outlets
@@ -61,7 +65,7 @@ class RunResult:
     interrupted: bool
 
 
-class _Listener(gr.sync_block):
+class Listener(gr.sync_block):
     """Hands messages to Python functions; an exception there ends the run."""
 
     def __init__(self, on_fix: OnFix, on_status: OnStatus, on_failure: Callable[[], None]) -> None:
@@ -93,18 +97,21 @@ class _Listener(gr.sync_block):
 class StationGraph(gr.top_block):
     """Sources → localizer → sinks of a station. `duration_s`: end of simulated streams, None for endless.
 
-    `live`: pace simulated streams to real time and let windows go rather than fall behind.
+    `live`: pace simulated streams to real time and let windows go rather than fall behind. `receivers`: of a station
+    with radios. `after`: a graph of the same station that has stopped, whose models go on here.
     Raises ConfigError, ModelError or SourceError before anything starts.
     """
 
     def __init__(
         self,
         station: Station,
-        listener: _Listener,
+        listener: Listener,
         *,
         duration_s: float | None,
         live: bool,
         recorder: Recorder | None = None,
+        receivers: Receivers | None = None,
+        after: StationGraph | None = None,
     ) -> None:
         switch_on()
         gr.top_block.__init__(self, station.station.name, catch_exceptions=False)
@@ -112,7 +119,7 @@ class StationGraph(gr.top_block):
             cache = station.cache.model_copy(update={"replay": station.cache.live})
             station = station.model_copy(update={"cache": cache})
         self.localizer = localize.localizer(
-            station,
+            station if after is None else after.localizer,
             n_receivers=len(station.receiver),
             # A stream with a set end loses nothing: a radio block is not told when its stream ends, so the windows
             # that still wait then would never be answered in time.
@@ -121,17 +128,26 @@ class StationGraph(gr.top_block):
         self.watched: list[Any] = [self.localizer, listener]
         self.sinks: list[Any] = []
         self._listener, self._recorder = listener, recorder
-        outputs = [*self._sources(station, duration_s, live)]
+        if receivers is None:
+            outputs = [*self._sources(station, duration_s, live)]
+        else:
+            outputs = [(receiver_source(buffer, station.station.sample_rate_hz), 0) for buffer in receivers.buffers]
+            self.watched += [source for source, _ in outputs]
         for index, (source, port) in enumerate(outputs):
             self.connect((source, port), (self.localizer, index))
         if recorder is not None:
             recorder.attach(self, outputs)
+        fixes = self.localizer
+        if station.tracker is not None:
+            fixes = station_tracker(station, live=live and duration_s is None)
+            self.watched.append(fixes)
+            self.msg_connect(self.localizer, "fix", fixes, "fix")
         for sink in self._sinks(station):
             self.watched.append(sink)
             self.sinks.append(sink)
-            self.msg_connect(self.localizer, "fix", sink, "fix")
+            self.msg_connect(fixes, "fix", sink, "fix")
         self.localizer.counters.add(*self.watched[2:])
-        self.msg_connect(self.localizer, "fix", listener, "fix")
+        self.msg_connect(fixes, "fix", listener, "fix")
         self.msg_connect(self.localizer, "status", listener, "status")
 
     def _sources(self, station: Station, duration_s: float | None, live: bool) -> Iterator[tuple[Any, int]]:
@@ -211,6 +227,15 @@ class StationGraph(gr.top_block):
         return next((block.failure for block in self.watched if block.failure is not None), None)
 
 
+def station_tracker(station: Station, *, live: bool) -> Any:
+    """The tracker that a station asks for."""
+    assert station.tracker is not None
+    values = station.tracker.model_dump()
+    if values["common"] is None:
+        values["common"] = clock_share(station)
+    return localize.tracker(**values, live=live)
+
+
 def run_station(
     station: Station,
     *,
@@ -232,16 +257,34 @@ def run_station(
     SIGHUP; its `[model]` takes effect at once. `on_serving`: told where `[http]` and `[metrics]` are served; they end
     with the run, or with `serving` where it is given. `recorder`: keeps what the receivers heard.
 
+    A station with radios goes on without those that are away, survives failures of its graph (but not with a
+    `duration_s`), and follows the whole station file at SIGHUP.
+
     Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
     stopped = stopped or threading.Event()
+    if station.is_live:
+        from localize_apps.live import run_live  # which runs what is in this module
+
+        return run_live(
+            station,
+            on_fix=on_fix,
+            on_status=on_status or (lambda _: None),
+            on_alive=on_alive or (lambda _: None),
+            duration_s=duration_s,
+            stopped=stopped,
+            reread=reread,
+            on_serving=on_serving or (lambda _, __: None),
+            serving=serving,
+            recorder=recorder,
+        )
     told: list[OnFix] = [on_fix]
 
     def tell(fix: Fix) -> None:
         for each in told:
             each(fix)
 
-    listener = _Listener(tell, on_status or (lambda _: None), stopped.set)
+    listener = Listener(tell, on_status or (lambda _: None), stopped.set)
     live = live and not station.is_recorded
     graph = StationGraph(station, listener, duration_s=duration_s, live=live, recorder=recorder)
     ended = threading.Event()
@@ -253,7 +296,11 @@ def run_station(
 
     hung_up = threading.Event()
     shown = outlets(station, graph.localizer.engine, graph.named_sinks, on_serving or (lambda _, __: None))
-    with _signals(stopped, None if reread is None else hung_up), _controlled(graph, station), ExitStack() as own:
+    with (
+        signals(stopped, None if reread is None else hung_up),
+        controlled(graph.localizer.engine, station),
+        ExitStack() as own,
+    ):
         told.insert(0, (serving or own).enter_context(shown))  # before whoever may end the run by an exception
         graph.start()
         waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
@@ -294,7 +341,6 @@ def run_station(
 
 def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]) -> Station:
     """Have the engine go over to the `[model]` of the file as it is now. Returns the station that runs."""
-    engine = graph.localizer.engine
     try:
         wanted = reread()
     except ConfigError as error:
@@ -306,6 +352,11 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
         log.warning("reload: model.probability takes a restart")
     if (wanted.model.max_in_flight, wanted.model.queue) != (station.model.max_in_flight, station.model.queue):
         log.warning("reload: how many windows wait and are answered at a time takes a restart")
+    return reload_model(graph.localizer.engine, station, wanted)
+
+
+def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
+    """Have the engine go over to the `[model]` that is wanted. Returns the station that runs then."""
 
     def tell(done: Future[None]) -> None:
         error = done.exception()
@@ -323,12 +374,12 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
 
 
 @contextmanager
-def _controlled(graph: StationGraph, station: Station) -> Iterator[None]:
+def controlled(engine: Engine, station: Station) -> Iterator[None]:
     """Take commands meanwhile, where the station says so."""
     if station.control is None:
         yield
         return
-    server = ControlServer(graph.localizer.engine, station.control.endpoint)
+    server = ControlServer(engine, station.control.endpoint)
     server.start()
     log.info("commands are taken at %s", server.endpoint)
     try:
@@ -338,7 +389,7 @@ def _controlled(graph: StationGraph, station: Station) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
+def signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
     """SIGINT and SIGTERM set `stopped`, and end the process at once when they come again; SIGHUP sets `hung_up` where
     there is one. None does outside the main thread.
     """

@@ -155,6 +155,11 @@ class Receivers:
             watched.supervisor.start()
         self._replaced, self._fresh = [], []
 
+    def begin_stop(self) -> None:
+        """Begin to close all devices; `stop` waits for it."""
+        for watched in self._watched:
+            watched.supervisor.stop()
+
     def stop(self) -> None:
         """Close all devices. Drivers that hang are left behind."""
         _end(self._watched)

@@ -105,7 +105,8 @@ class Supervisor:
 
     def join(self, timeout_s: float) -> bool:
         """Returns whether the device is closed. A driver that hangs is left behind in its thread."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive() and not self.state.hanging
 
     def _run(self) -> None:
