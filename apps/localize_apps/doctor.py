@@ -21,6 +21,9 @@ import click
 from localize_core.errors import ConfigError
 from packaging.version import Version
 
+from localize_apps.finding import Finding
+from localize_apps.radio_checks import check_drivers, check_station_radios, gather_radio_facts
+
 # Distribution: lowest version. The same as in pyproject.toml, which is not there after an installation with CMake.
 REQUIRED = {
     "click": "8.0",
@@ -105,14 +108,6 @@ class Facts:
     own_definitions: str | None  # folder with the definitions that belong to this installation
     user_folder: str | None  # where GNU Radio keeps its preferences
     user_folder_writable: bool
-
-
-@dataclass(frozen=True)
-class Finding:
-    check: str
-    level: Literal["ok", "warning", "error"]
-    message: str
-    fix: str | None = None
 
 
 def check_python(facts: Facts) -> Iterator[Finding]:
@@ -405,9 +400,11 @@ def command(station: Path | None, folder: Path | None, as_json: bool) -> int:
 
     Exits with 1 if anything is an error.
     """
-    findings = diagnose(gather_facts())
+    radio_facts = gather_radio_facts()
+    findings = [*diagnose(gather_facts()), *check_drivers(radio_facts)]
     if station is not None:
         findings += check_station(station, folder)
+        findings += check_station_radios(station, folder, radio_facts)
         findings += check_geometry(station, folder)
     for finding in findings:
         if as_json:

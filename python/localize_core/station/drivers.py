@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from localize_core.station.sources import Device
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localize_core.station.sources import Device
 
 MODULES = {
     "soapy": "gnuradio.soapy",
