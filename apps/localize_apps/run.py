@@ -18,6 +18,7 @@ from localize_core.wire.text import fix_line
 
 from localize_apps import logs
 from localize_apps.runner import OnFix, Recorder, run_station
+from localize_apps.stdout import own_stdout
 from localize_apps.systemd import ServiceReport
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,11 @@ def with_http(station: Station, port: int | None) -> Station:
 )
 @click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
 @click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, print what would run and all that is wrong, and open no radio and publish nothing.",
+)
+@click.option(
     "--http",
     "http_port",
     type=click.IntRange(0, 65_535),
@@ -59,17 +65,25 @@ def command(
     as_json: bool,
     folder: Path | None,
     fast: bool,
+    dry_run: bool,
     http_port: int | None,
 ) -> int:
     """Run the station described in the file STATION and print its fixes.
 
     SIGHUP reads STATION again and loads the model that its [model] names now.
 
-    Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work.
+    Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work; with --dry-run 0 or 2.
+    SIGINT and SIGTERM end it with the fixes that are on their way, a second one at once (130, 143).
     """
 
     def load() -> Station:
         return with_http(load_station(station_file, folder=folder), http_port)
+
+    if dry_run:
+        from localize_apps.dry_run import dry_run as look
+        from localize_apps.dry_run import show as tell
+
+        return tell(look(station_file, folder, load), as_json)
 
     def show(fix: Fix) -> None:
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
@@ -106,7 +120,7 @@ def carry_out(
         log.log(level, "status: %s, %s%s", status["state"], serving, reasons, extra=fields)
 
     try:
-        with logs.native_lines():
+        with logs.native_lines(), own_stdout():
             result = run_station(
                 station,
                 on_fix=on_fix,

@@ -115,6 +115,15 @@ def test_every_file_is_installed(installation: Installation) -> None:
         assert {name for name in names if not (installation.share / target / name).is_file()} == set()
 
 
+def test_the_unit_starts_what_is_installed(cmake_installation: Installation, pip_installation: Installation) -> None:
+    for installed, command in (
+        (cmake_installation, cmake_installation.command),
+        (pip_installation, "/usr/local/bin/gr-localize"),
+    ):
+        unit = (installed.share.parent / "lib" / "systemd" / "system" / "gr-localize@.service").read_text()
+        assert f"\nExecStart={command} run /etc/gr-localize/%i.toml\n" in unit
+
+
 def test_gnuradio_is_not_hidden(installation: Installation) -> None:
     assert not (installation.modules / "gnuradio" / "__init__.py").exists()
     done = installation.run(

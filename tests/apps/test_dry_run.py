@@ -1,0 +1,206 @@
+"""`gr-localize run --dry-run`: what it tells of a station that would run, and all that is wrong with another."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from localize_apps.main import main
+from localize_core.resources import shared_file
+
+LIVE = """
+[station]
+name = "live"
+sample_rate_hz = 20e3
+frequency_hz = 433.92e6
+[[receiver]]
+name = "only"
+latitude = 45.069
+longitude = 7.6933
+source = { kind = "rtl-tcp", address = "127.0.0.1:9" }
+[area]
+south = 45.0
+west = 7.6
+north = 45.14
+east = 7.79
+[features]
+rows = 32
+window_s = 0.1
+[propagation]
+level_dbfs_at_1km = -30.0
+"""
+Look = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache, capsys) -> Look:
+    """The dry run of a station: exit code and what --json says."""
+    monkeypatch.chdir(tmp_path)
+
+    def looked(text: str, *options: str) -> tuple[int, dict[str, Any]]:
+        (tmp_path / "station.toml").write_text(text)
+        code = main(["run", "--dry-run", "--json", "station.toml", *options])
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return code, json.loads(captured.out)
+
+    return looked
+
+
+def messages(found: dict[str, Any], level: str) -> dict[str, str]:
+    return {each["check"]: each["message"] for each in found["findings"] if each["level"] == level}
+
+
+@pytest.fixture
+def taken() -> Any:
+    """A port where somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_what_would_run(look):
+    text = Path(shared_file("examples/four_receivers.toml")).read_text(encoding="utf-8")
+    code, found = look(text)
+    assert (code, found["ok"], messages(found, "error")) == (0, True, {})
+    assert found["station"]["receivers"] == ["Superga", "Stupinigi", "Rivoli", "Venaria"]
+    assert (found["model"]["uri"], found["model"]["golden"]) == ("compiled", True)
+    assert re.fullmatch("[0-9a-f]{64}", found["model"]["sha256"])
+    feature = found["features"]["cross_correlation"]
+    assert feature["inputs"] == 6
+    assert feature["rows"] * feature["lag_step"] <= feature["n_fft"]
+    window, rate_hz = found["window"], found["station"]["sample_rate_hz"]
+    spanned = feature["n_fft"] + (window["frames"] - 1) * feature["hop"]
+    assert window["duration_s"] == pytest.approx(spanned / rate_hz)
+
+
+def test_lines_for_people(look, capsys):
+    (Path.cwd() / "people.toml").write_text(LIVE)
+    assert main(["run", "--dry-run", "people.toml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "station live: only (rtl-tcp 127.0.0.1:9), 433.92 MHz, 20000 samples/s"
+    assert re.fullmatch(
+        r"model compiled-live version 1 \([0-9a-f]{12}\) from compiled, golden vector answered", lines[1]
+    )
+    assert re.fullmatch(r"log_mel: 1 of n_fft \d+, hop \d+, 32 rows", lines[2])
+    assert lines[3].startswith("window: ")
+    assert lines[-1] == "it would run"
+
+
+def test_no_radio_is_opened_and_nothing_is_written(look, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as radio:
+        radio.settimeout(0.2)
+        port = radio.getsockname()[1]
+        text = LIVE.replace("127.0.0.1:9", f"127.0.0.1:{port}") + '[publish]\nfile = { path = "fixes.jsonl" }\n'
+        assert look(text)[0] == 0
+        with pytest.raises(TimeoutError):
+            radio.accept()
+    assert {path.name for path in tmp_path.iterdir()} == {"station.toml"}
+
+
+def test_all_that_is_wrong_at_once(look, taken, tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "token").chmod(0o644)
+    (tmp_path / "folder").mkdir()
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        busy = other.bind_to_random_port("tcp://127.0.0.1")
+        code, found = look(
+            LIVE
+            + f"""
+[model]
+uri = "none.onnx"
+[control]
+endpoint = "tcp://127.0.0.1:{taken}"
+[http]
+port = {taken}
+token_file = "token"
+[metrics]
+port = {taken}
+[publish]
+zmq = {{ endpoint = "tcp://127.0.0.1:{busy}" }}
+file = [{{ path = "nowhere/fixes.jsonl" }}, {{ path = "folder" }}]
+redis = {{ url = "redis://user:hunter2@127.0.0.1:9" }}
+"""
+        )
+    assert (code, found["ok"]) == (2, False)
+    errors = [f"{each['check']}: {each['message']}" for each in found["findings"] if each["level"] == "error"]
+    for wanted in (
+        "station: station.toml names .*none.onnx, which is not there",
+        "model: .*none.onnx: cannot be read",
+        f"publish.zmq: .*{busy}.*",
+        "publish.file: cannot write nowhere/fixes.jsonl: No such file or directory",
+        "publish.file: cannot write folder: Is a directory",
+        "http: token_file=.*anybody can read it",
+        f"http: http at 127.0.0.1:{taken} cannot be had: Address already in use",
+        f"metrics: metrics at 127.0.0.1:{taken} cannot be had: Address already in use",
+    ):
+        assert any(re.match(wanted, error) for error in errors), (wanted, errors)
+    assert messages(found, "warning")["publish.redis"].startswith("127.0.0.1:9 does not answer: Connection refused")
+    assert "hunter2" not in json.dumps(found)
+
+
+def test_a_control_endpoint_that_is_taken(look, taken):
+    code, found = look(LIVE + f'[control]\nendpoint = "tcp://127.0.0.1:{taken}"\n')
+    assert code == 2
+    assert "Address already in use" in messages(found, "error")["control"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(look, tmp_path):
+    (tmp_path / "kept").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    code, found = look(LIVE + '[publish]\nfile = { path = "kept/fixes.jsonl" }\n')
+    assert code == 2
+    assert "Permission denied" in messages(found, "error")["publish.file"]
+
+
+def test_a_station_file_that_cannot_be_read(look):
+    code, found = look(LIVE.replace("rows = 32", "rows = 4"))
+    assert (code, list(found)) == (2, ["ok", "findings"])
+    assert "features.rows" in messages(found, "error")["station"]
+
+
+def test_a_window_that_cannot_work_beside_a_missing_source(look):
+    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
+    code, found = look(LIVE.replace(source, "").replace("window_s = 0.1", "window_s = 0.01"))
+    assert code == 2
+    errors = messages(found, "error")
+    assert errors["source"].startswith("receiver only: source is missing")
+    assert errors["model"].startswith("features.window_s=0.01: holds")
+
+
+def test_a_driver_that_is_not_here(look):
+    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
+    code, found = look(LIVE.replace(source, 'source = { kind = "soapy", args = "driver=nothing" }'))
+    assert code == 2
+    (driver,) = (each for each in found["findings"] if each["check"] == "radios")
+    assert "soapy" in driver["message"].lower()
+    assert "soapysdr-module-nothing" in driver["fix"]
+
+
+def test_recordings_that_cannot_be_read(look, tmp_path):
+    sources = [f'source = {{ kind = "kiwi-wav", path = "{name}.wav" }}' for name in "ab"]
+    one = LIVE.split("[[receiver]]")[1].split("[area]")[0]
+    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
+    two = one.replace("only", "other").replace(source, sources[1]).replace("45.069", "45.1")
+    text = LIVE.replace(source, sources[0]).replace("[area]", f"[[receiver]]{two}[area]")
+    for name in "ab":
+        (tmp_path / f"{name}.wav").write_bytes(b"RIFF")
+    code, found = look(text)
+    assert code == 2
+    assert "a.wav" in messages(found, "error")["recordings"]
+
+
+def test_a_registry_that_cannot_be_reached(look, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = '[model]\nuri = "models:/localization_model@champion"\nregistry = "http://127.0.0.1:9"\n'
+    code, found = look(LIVE + uri)
+    assert code == 2
+    assert "127.0.0.1:9" in messages(found, "error")["model"]
