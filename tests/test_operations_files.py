@@ -19,9 +19,10 @@ import yaml
 from gnuradio import gr, localize
 from gnuradio.localize.counters import SWITCH
 from gnuradio.localize.pmt_codec import fix_from_pmt
+from gnuradio.localize.receivers import Receivers
 from localize_core.metrics.metrics import Metrics
 from localize_core.serving.requests import Request
-from localize_core.station.config import MetricsTable
+from localize_core.station.config import MetricsTable, parse_station
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -37,6 +38,15 @@ RARE = {"localize_similar_refused"}
 """Metrics that need not have a value."""
 TARGET = {"job", "instance"}
 """Labels that Prometheus adds."""
+RADIO = """
+station = { name = "s", sample_rate_hz = 1e6, frequency_hz = 1e8 }
+area = { south = 47.0, west = 8.0, north = 47.1, east = 8.1 }
+[[receiver]]
+name = "north"
+latitude = 47.0
+longitude = 8.0
+source = { kind = "rtl-tcp", address = "127.0.0.1:1" }
+"""
 SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 """Of samples that only grow: a value alone says nothing."""
 
@@ -73,6 +83,7 @@ def families(make_contract, make_model, start_redis, tmp_path, monkeypatch) -> d
         str(path), 2, time_steps=24, live=True, name="s", cache_redis=start_redis().url, cache_similar=True
     )
     engine, metrics = station.engine, Metrics("s")
+    engine.observe("receivers", Receivers(parse_station(RADIO, folder=tmp_path)).report)
     places = [(each.name, each.latitude, each.longitude) for each in contract.receivers]
     scene = {"bandwidth_hz": 4e3, "track": [[47.05, 8.05]]}
     source = localize.scene_source(places, contract.sample_rate_hz, 1e6, duration_s=20.0, **scene)

@@ -21,6 +21,7 @@ except ImportError as error:
 from localize_core.metrics.engine import EngineCollector
 from localize_core.metrics.families import PREFIX, histogram
 from localize_core.metrics.fixes import FixMetrics
+from localize_core.metrics.receivers import ReceiverCollector
 from localize_core.metrics.sinks import CountingSink, SinkCollector
 
 MOST_VALUES = 100
@@ -50,6 +51,8 @@ class Metrics:
         self._engine, self._sinks = EngineCollector(station), SinkCollector(station)
         self.registry.register(self._engine)
         self.registry.register(self._sinks)
+        self._receivers = ReceiverCollector(station)
+        self.registry.register(self._receivers)
         self._fixes = FixMetrics(self.registry)
         self._stages = {
             "preprocessing": self._duration("preprocessing", "From a request's samples or features to a window."),
@@ -85,7 +88,7 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Export what the engine counts, and have it tell how long everything takes. One engine at a time."""
-        self._engine.engine = engine
+        self._engine.engine = self._receivers.engine = engine
         engine.instrument(self)
 
     def watch_sink(self, name: str, sink: CountingSink) -> None:
