@@ -17,8 +17,14 @@ from gnuradio.localize import tags
 from localize_core.client import subscribe
 from localize_core.simulation.scene import SceneConfig
 from localize_core.sinks.zmq_sink import ZmqFixSink
+from localize_core.station.sources import LIVE_KINDS, SOURCE_TABLES
 from localize_core.types.fix import REASONS, Fix
 from localize_core.wire.fix_json import fix_from_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCKS = {
@@ -47,6 +53,21 @@ def test_every_block_and_parameter_is_described(blocks_page: str) -> None:
         assert f"| [`{name}`](#{name}) |" in blocks_page
         live = {key for key in parameters(BLOCKS[name]) if hasattr(BLOCKS[name], f"set_{key}")}
         assert set(re.findall(r"^\| `(\w+)` \|.*\*live\* \|$", section, re.MULTILINE)) == live
+
+
+def test_every_key_of_a_radio_is_described() -> None:
+    page = (DOCS / "radios.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL))
+    assert set(sections) == set(LIVE_KINDS)
+    for kind, section in sections.items():
+        rows = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+        keys = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+        assert keys == set(SOURCE_TABLES[kind].model_fields) - {"kind"}
+        examples = re.findall(r"^source = (.*)", section, re.MULTILINE)
+        assert examples
+        for example in examples:
+            table = tomllib.loads(f"source = {example}")["source"]
+            assert SOURCE_TABLES[kind].model_validate(table).model_dump(exclude_unset=True) == table
 
 
 def test_every_tag_and_reason_is_described(blocks_page: str) -> None:

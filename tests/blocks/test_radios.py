@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pmt
 import pytest
-from gnuradio import blocks, gr
+from gnuradio import blocks, gr, localize
 from gnuradio.localize.radios import OPENERS, open_radio, rtl_tcp, uhd, zmq
 from gnuradio.localize.radios.radio import Radio
 from localize_core.errors import ConfigError, MissingDriver, RadioError
@@ -124,6 +124,32 @@ def test_samples_of_rtl_tcp_are_the_server_s(rtl_tcp, start_rtl_tcp, listen, mod
     (heard,) = listen(radio, 1_000_000).samples()
     sent = rtl_tcp.from_cu8(np.fromfile(modes, dtype=np.uint8))
     np.testing.assert_array_equal(heard, np.resize(sent, len(heard)))
+
+
+def test_features_of_rtl_tcp_are_the_file_s(rtl_tcp, start_rtl_tcp, modes):
+    """Of a station with one receiver: the file's through the real client, and straight from the file."""
+    count, size = 300_000, gr.sizeof_float * 128
+
+    def mel_of(source: Any, *, wait: bool) -> np.ndarray:
+        graph, sink = gr.top_block(), blocks.vector_sink_f(128)
+        features = localize.mel_spectrogram(RATE_HZ, n_mels=128, n_fft=512, hop=128)
+        head = blocks.head(size, count // 128 - 4)
+        graph.connect(source, features, head, sink)
+        graph.start()
+        if wait:
+            graph.wait()
+        wait_until(lambda: len(sink.data()) == 128 * (count // 128 - 4))
+        graph.stop()
+        if not wait:
+            radio.close()
+        graph.wait()
+        return np.array(sink.data(), dtype=np.float32)
+
+    server = start_rtl_tcp(modes, paced=False)
+    radio = open_radio(device_of("rtl-tcp", address=server.address), table())
+    ((client, _),) = radio.outputs
+    sent = rtl_tcp.from_cu8(np.fromfile(modes, dtype=np.uint8))[:count]
+    np.testing.assert_array_equal(mel_of(client, wait=False), mel_of(blocks.vector_source_c(sent.tolist()), wait=True))
 
 
 @pytest.mark.parametrize(
