@@ -98,7 +98,6 @@ class _Part:
     number: int
     data: Path
     descriptor: int
-    first: int
     rate_hz: float
     samples: int = 0
     captures: list[str] = field(default_factory=list)
@@ -236,18 +235,20 @@ class SigmfWriter:
         """A new part and its first samples; how many. None of it is left behind where it raises OSError."""
         self._prune()
         number = self._number
-        meta = self._meta_path(number)
-        data = meta.with_suffix(".sigmf-data")
-        descriptor = os.open(data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        part = _Part(number, data, descriptor, self.index, self._rate_hz or self.about.sample_rate_hz)
+        data = self._meta_path(number).with_suffix(".sigmf-data")
+        draft = data.with_name(f".{data.name}.new")  # nobody can open data without a sample
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        part = _Part(number, data, descriptor, self._rate_hz or self.about.sample_rate_hz)
         count = min(len(samples), self._room(part))
         part.captures.append(self._capture(part, told or Mark(0), first=True))
         try:
             self._write(part, samples[:count])
+            draft.replace(data)
             self._tell(part, sync=False)
         except OSError:
             os.close(descriptor)
-            data.unlink(missing_ok=True)
+            for path in (draft, data):
+                path.unlink(missing_ok=True)
             raise
         self._part, self._number = part, number + 1
         return count
