@@ -149,6 +149,9 @@ class Stream:
                     continue
                 if grid < self.entry:
                     return State(self.entry, self.entry, lost=True, fills=self._fills)
+                state = self._within(grid)
+                if state is None or state.waits:  # what it has may be over before it joins
+                    return State(waits=True)
                 self.joined, self._fills = True, False
             state = self._within(grid)
             if state is not None:
