@@ -236,19 +236,19 @@ class SigmfWriter:
         self._prune()
         number = self._number
         data = self._meta_path(number).with_suffix(".sigmf-data")
-        draft = data.with_name(f".{data.name}.new")  # nobody can open data without a sample
+        # Data without a sample cannot be opened, and metadata without data are a recording without samples.
+        draft = data.with_name(f".{data.name}.new")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
         part = _Part(number, data, descriptor, self._rate_hz or self.about.sample_rate_hz)
         count = min(len(samples), self._room(part))
         part.captures.append(self._capture(part, told or Mark(0), first=True))
         try:
             self._write(part, samples[:count])
-            draft.replace(data)
             self._tell(part, sync=False)
+            draft.replace(data)
         except OSError:
             os.close(descriptor)
-            for path in (draft, data):
-                path.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
             raise
         self._part, self._number = part, number + 1
         return count
