@@ -211,6 +211,30 @@ def test_a_stream_of_rtl_tcp_ends_while_it_waits(start_rtl_tcp, listen):
     wait_until(lambda: server._client is None)
 
 
+def test_a_server_is_let_go_when_its_process_is_killed(start_rtl_tcp):
+    server = start_rtl_tcp(np.zeros(10_000, dtype=np.complex64))
+    program = f"""
+import time
+from gnuradio.localize.radios import open_radio
+from localize_core.station.config import ReceiverTable, StationTable
+from localize_core.station.sources import Device, RtlTcpSource
+
+source = RtlTcpSource(kind="rtl-tcp", address="{server.address}")
+receivers = (ReceiverTable(name="r", latitude=47.0, longitude=8.0, source=source),)
+radio = open_radio(
+    Device("rtl-tcp", "rtl-tcp", (0,), receivers), StationTable(name="s", sample_rate_hz=1e6, frequency_hz=1e9)
+)
+print("open", flush=True)
+time.sleep(1000)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        assert server._client is not None
+        process.kill()
+    wait_until(lambda: server._client is None)
+
+
 def test_rtl_tcp_comes_back(rtl_tcp, start_rtl_tcp, listen):
     ramp = np.linspace(-0.9, 0.9, 5000).astype(np.complex64)
     server = start_rtl_tcp(ramp, paced=False)

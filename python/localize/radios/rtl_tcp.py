@@ -44,17 +44,26 @@ def open_radio(device: Device, station: StationTable) -> Radio:
         relay = subprocess.Popen(
             [sys.executable, "-I", "-S", RELAY, str(server.fileno()), str(listener.fileno()), str(STALL_S)],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
             pass_fds=(server.fileno(), listener.fileno()),
+            start_new_session=True,  # Ctrl-C in a terminal is for the command, which ends the relay
         )
         port = listener.getsockname()[1]
     assert relay.stdin is not None
+    assert relay.stdout is not None
     relay.stdin.write(greeting)
-    relay.stdin.flush()
+    ready = relay.stdout.read(1)  # once it waits for the client, the client need not wait for it
+    relay.stdout.close()
 
     def close() -> None:
         assert relay.stdin is not None
         relay.stdin.close()
         relay.wait()
+
+    if not ready:
+        close()
+        raise RadioError(f"{device.name}: the relay {RELAY} did not start")
 
     arguments = {
         "rtl_tcp": f"127.0.0.1:{port}",
@@ -71,8 +80,10 @@ def open_radio(device: Device, station: StationTable) -> Radio:
         client.set_gain_mode(source.automatic_gain)
         if source.gain_db is not None:
             client.set_gain(source.gain_db)
-    except RuntimeError as error:
+    except BaseException as error:
         close()
+        if not isinstance(error, RuntimeError):
+            raise
         raise RadioError(f"{device.name}: {error}") from error
     output = _without_dc(client) if source.dc_removal else client
     return Radio(device.name, ((output, 0),), (client, output), "host", client.get_sample_rate(), [close])

@@ -1,7 +1,7 @@
 """Between an rtl_tcp server and gr-osmosdr's client: passes bytes on, and ends the client's stream when it is to end.
 
 Run as a program of its own, with the standard library alone: SERVER_FD LISTENER_FD STALL_S. Standard input holds the
-server's greeting, and ends when the relay is to end.
+server's greeting, and ends when the relay is to end; something on standard output says that a client may come.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ def main() -> None:
     server = socket.socket(fileno=int(sys.argv[1]))
     listener = socket.socket(fileno=int(sys.argv[2]))
     greeting = os.read(0, GREETING_BYTES)
+    os.write(1, b"\n")
+    with selectors.DefaultSelector() as ears:
+        ears.register(0, selectors.EVENT_READ)
+        ears.register(listener, selectors.EVENT_READ)
+        if any(key.fileobj == 0 for key, _ in ears.select()):
+            return  # no client will come
     client, _ = listener.accept()
     listener.close()
     client.sendall(greeting)
