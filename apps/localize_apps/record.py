@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ from localize_apps import logs
 from localize_apps.run import carry_out
 from localize_apps.runner import StationGraph
 
-log = logging.getLogger(__name__)
-
 
 class Size(click.ParamType):
     """A number of bytes, with a unit or without."""
@@ -39,33 +37,40 @@ class Size(click.ParamType):
             self.fail(f"{value!r}: wanted a number of bytes, such as 500MB or 2GiB", param, ctx)
 
 
+@dataclass
+class _Session:
+    """One graph and its folder."""
+
+    folder: Path
+    graph: StationGraph
+    sources: list[tuple[Any, int]]
+    sink: Any
+    fix_file: FileFixSink
+    due: list[int] | None = None
+
+
 class FolderRecorder:
     """Records into a folder what each graph of a station hears, in the form that `gr-localize run FOLDER` plays.
 
     `live`: whether samples are left out where the disk is too slow, or the streams wait. A graph that takes the place
-    of one that died begins anew, in a folder of its own inside. `limits` are for each receiver.
+    of another begins anew, in a folder of its own inside. `limits` are for each receiver.
     """
 
-    def __init__(
-        self, folder: Path, station: Station, *, datatype: str, live: bool, limits: Limits, author: str
-    ) -> None:
-        self.folder, self.station = folder, station
-        self.graphs = self.fixes = self.dropped_windows = 0
+    def __init__(self, folder: Path, *, datatype: str, live: bool, limits: Limits, author: str = "") -> None:
+        self.folder = folder
+        self.sessions = self.fixes = self.dropped_windows = self.recorded = self.lost = 0
+        self.failure: Exception | None = None
         self._datatype, self._live, self._limits, self._author = datatype, live, limits, author
-        self._sink: Any = None
-        self._sources: list[tuple[Any, int]] = []
-        self._due: list[int] | None = None
-        self._fix_file: FileFixSink | None = None
-        self._told = {"recorded": 0, "lost": 0}
+        self._session: _Session | None = None
 
     def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> None:
         """Connect to the receivers' streams. Raises PublishError where the folder cannot be written."""
-        self.close()
-        self.graphs += 1
-        folder = self.folder if self.graphs == 1 else self.folder / f"run-{self.graphs:04d}"
-        station, engine = self.station, graph.localizer.engine
+        self.sessions += 1
+        first = self.sessions == 1
+        folder = self.folder if first else self.folder / f"run-{self.sessions:04d}"
+        station = graph.station
         table = station.station
-        self._sink = localize.sigmf_sink(
+        sink = localize.sigmf_sink(
             folder,
             [(r.name, r.latitude, r.longitude, r.altitude_m) for r in station.receiver],
             table.sample_rate_hz,
@@ -82,54 +87,60 @@ class FolderRecorder:
             description=f"{table.name}, {table.frequency_hz / 1e6:g} MHz",
             author=self._author,
         )
+        for index, output in enumerate(outputs):
+            graph.connect(output, (sink, index))
+        session = _Session(folder, graph, outputs, sink, FileFixSink(folder / FIXES_FILE))
+        if first:  # what is wrong with the folder is said before anything starts
+            self._begin(session)
+        else:  # the graph before it may still be running
+            sink.recorder.on_open = lambda: self._begin(session)
+
+    def _begin(self, session: _Session) -> None:
+        self.close()
+        engine, station = session.graph.localizer.engine, session.graph.station
         write_twin(
-            folder,
+            session.folder,
             station,
-            self._sink.recorder.names,
+            session.sink.recorder.names,
             contract=engine.contract,
             frames=station_frames(station, engine.contract),
             model=engine.model_file,
             fallback=engine.fallback_file,
         )
-        for index, output in enumerate(outputs):
-            graph.connect(output, (self._sink, index))
-        self._sources, self._due = outputs, None
-        self._fix_file = FileFixSink(folder / FIXES_FILE)
-        self._fix_file.open()
+        session.fix_file.open()
+        self._session = session
 
     def settled(self) -> bool:
-        """Whether all samples are here that were there when this was first asked."""
-        if self._due is None:
-            self._due = [block.nitems_written(port) for block, port in self._sources]
-        return all(taken >= due for taken, due in zip(self._sink.taken, self._due, strict=True))
+        """Whether all samples are here that there were when this was first asked."""
+        session = self._session
+        if session is None:
+            return True
+        if session.due is None:
+            session.due = [block.nitems_written(port) for block, port in session.sources]
+        return all(taken >= due for taken, due in zip(session.sink.taken, session.due, strict=True))
 
     def keep(self, fix: Fix) -> None:
         """Write a fix of the graph that runs."""
         self.fixes += 1
         self.dropped_windows += fix.dropped_windows
-        if self._fix_file is not None:
-            self._fix_file.publish(fix)
+        if self._session is not None:
+            self._session.fix_file.publish(fix)
 
     def close(self) -> None:
-        """What there is to say about a graph that has ended."""
-        if self._sink is None:
+        """Settle the account of a graph that has ended."""
+        session, self._session = self._session, None
+        if session is None:
             return
-        if self._fix_file is not None:
-            self._fix_file.close()
-        self._told["recorded"] += self._sink.recorder.recorded
-        self._told["lost"] += self._sink.recorder.lost
-        self._sink = self._fix_file = None
-
-    @property
-    def failure(self) -> Exception | None:
-        """What ended a recording, if something did."""
-        return None if self._sink is None else self._sink.failure
+        session.fix_file.close()
+        self.recorded += session.sink.recorder.recorded
+        self.lost += session.sink.recorder.lost
+        self.failure = self.failure or session.sink.failure
 
     def summary(self) -> str:
         """What was recorded, in one line."""
-        parts = [f"{self._told['recorded']} samples and {self.fixes} fixes in {self.folder}"]
-        if self._told["lost"]:
-            parts.append(f"{self._told['lost']} samples were not kept")
+        parts = [f"{self.recorded} samples and {self.fixes} fixes in {self.folder}"]
+        if self.lost:
+            parts.append(f"{self.lost} samples were not kept")
         if self.dropped_windows:
             parts.append(f"{self.dropped_windows} windows were dropped, a replay answers them too")
         return "; ".join(parts)
@@ -223,17 +234,15 @@ def command(
         max_part_bytes = min(max_part_bytes, max_bytes // 4)
     limits = Limits(max_part_bytes, max_part_s, max_bytes, max_parts, min_free_bytes)
     live = not (fast or station.is_recorded)
-    recorder = FolderRecorder(output, station, datatype=datatype, live=live, limits=limits, author=author)
+    recorder = FolderRecorder(output, datatype=datatype, live=live, limits=limits, author=author)
 
     def keep(fix: Fix) -> None:
         recorder.keep(fix)
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
 
     code = carry_out(load, on_fix=keep, duration_s=duration_s, live=not fast, recorder=recorder)
-    failure = recorder.failure
     recorder.close()
-    if recorder.graphs:
-        logs.say(recorder.summary())
-    if failure is not None:
-        logs.complain(failure)
-    return code or int(failure is not None)
+    logs.say(recorder.summary())
+    if recorder.failure is not None:
+        logs.complain(recorder.failure)
+    return code or int(recorder.failure is not None)

@@ -127,6 +127,7 @@ class StationGraph(gr.top_block):
         )
         self.watched: list[Any] = [self.localizer, listener]
         self.sinks: list[Any] = []
+        self.station = station
         self._listener, self._recorder = listener, recorder
         if receivers is None:
             outputs = [*self._sources(station, duration_s, live)]

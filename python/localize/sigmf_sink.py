@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from gnuradio import gr
-from localize_core.errors import ConfigError, PublishError
+from localize_core.errors import ConfigError, LocalizeError
 from localize_core.recorder.sigmf_writer import MIN_FREE_BYTES, PART_BYTES, About, Limits
 from localize_core.recorder.station_recorder import StationRecorder
 from localize_core.recorder.stream_recorder import StreamRecorder
@@ -103,7 +103,7 @@ class _stream_sink(gr.sync_block):
     def start(self) -> bool:
         try:
             self._stream = self._recorder.open_stream(self._index)
-        except PublishError as error:
+        except LocalizeError as error:
             self.failure = error
             self.logger.error(f"{self.name()} failed: {error}")
             return False

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,8 @@ class StationRecorder:
 
     `datatype`, `flush_s`: as of SigmfWriter, `limits` are those of each stream. `queue_s`: what may wait for the disk,
     `live` whether what exceeds that is not kept, or the stream waits.
-    Each stream opens and closes by itself; opened again, it is another recording beside the earlier one.
+    Each stream opens and closes by itself; opened again, it is another recording beside the earlier one. `on_open`:
+    called before the first stream opens.
 
     Raises ConfigError for values that cannot be, MissingExtraError without the library that writes collections.
     """
@@ -62,7 +63,8 @@ class StationRecorder:
         self._abouts = [replace(about, collection=self.name) for about in abouts]
         self._datatype, self._flush_s, self._limits = datatype, flush_s, limits
         self._queue_s, self._live = queue_s, live
-        self._collecting = threading.Lock()
+        self.on_open: Callable[[], None] = lambda: None
+        self._collecting, self._opening = threading.Lock(), threading.Lock()
         self._digests: dict[Path, str] = {}
         self._whole: dict[int, list[Path]] = {}
 
@@ -75,6 +77,9 @@ class StationRecorder:
             self._whole[index] = [*before, *writer.parts]
             self._collect()
 
+        with self._opening:
+            if not any(self.streams):
+                self.on_open()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             writer = SigmfWriter(
