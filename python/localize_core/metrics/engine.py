@@ -40,6 +40,7 @@ class EngineCollector(Collector):
         yield from self._cache({} if engine is None or engine.cache is None else engine.cache.as_dict())
         yield from self._similar({} if engine is None else engine.similar)
         yield from self._blocks(_observed(engine, "blocks"))
+        yield from self._sanity({} if engine is None else engine.sanity)
 
     def _health(self, engine: Engine | None) -> Iterator[Metric]:
         states: dict[str, float] = {}
@@ -107,6 +108,24 @@ class EngineCollector(Collector):
             "Windows that were not compared, because time was short.",
             None if engine is None else engine.shadow_dropped,
         )
+
+    def _sanity(self, told: Mapping[str, Any]) -> Iterator[Metric]:
+        make = self._make
+        pairs = {tuple(pair["receivers"]): pair for pair in told.get("pairs", ())}
+        receivers = {each["name"]: each for each in told.get("receivers", ())}
+        for name, key, help_text in (
+            ("pair_residual_seconds", "residual_ns", "Mean of measured less expected arrival-time difference."),
+            ("pair_residual_deviation_seconds", "deviation_ns", "Standard deviation of that between windows."),
+        ):
+            values: Values = {pair: each[key] * 1e-9 for pair, each in pairs.items()}
+            yield make.gauge(name, help_text, values, ("first", "second"))
+        for name, key, help_text in (
+            ("receiver_bias_seconds", "bias_ns", "How late a receiver's times are, if the others are right."),
+            ("receiver_bias_sigma_seconds", "sigma_ns", "Standard deviation of that."),
+        ):
+            yield make.gauge(name, help_text, {each: receivers[each][key] * 1e-9 for each in receivers}, ("receiver",))
+        hdop = told.get("geometry", {}).get("hdop")
+        yield make.gauge("fix_hdop_ratio", "Error of position to error of the paths, of the latest fixes.", hdop)
 
     def _windows(self, told: Mapping[str, Any]) -> Iterator[Metric]:
         make = self._make

@@ -41,6 +41,9 @@ FALSE_ALARM = 1e-6
 LEAST_SIZE = 3.0
 """Standard deviations of a receiver's clock and path that a fault has to be large."""
 ODDS = 1000.0
+EVIDENCE = 2.0 * math.log(ODDS)
+LARGEST_PART = 0.25
+"""Of the way from emitter to receiver: coordinates that are farther off do not show in proportion."""
 CLOCK_TIME_S = 60.0
 PATH_LENGTH_PART = 0.05
 """Of the distance to the nearest receiver: over this way of the emitter, what a path adds becomes another."""
@@ -56,6 +59,9 @@ LEAST_AFTER = 2
 """Blocks before and after a jump."""
 WORST_CONDITION = 1e8
 """Of a fit of several parameters: beyond it they are not told apart."""
+REMEMBERED_S = 1800.0
+RECENT_BLOCKS = 4
+"""In which a fault has to be there still."""
 MOST_ROWS = 256
 MOST_BLOCKS, FEWEST_BLOCKS = 64, 16
 
@@ -143,7 +149,12 @@ class FaultFinder:
         self._blocks.append(_kept(self._geometry, block))
         redundant = max(len(self._geometry.names) - 3, 1)
         most = min(max(MOST_ROWS // redundant, FEWEST_BLOCKS), MOST_BLOCKS)
-        del self._blocks[:-most]
+        kept = [each for each in self._blocks if block.time_s - each.block.time_s <= REMEMBERED_S]
+        if len(kept) > most:
+            # The past is thinned out, for an emitter takes its time to be somewhere else.
+            times_s = [each.block.time_s for each in kept]
+            del kept[min(range(1, most // 2), key=lambda k: times_s[k + 1] - times_s[k - 1])]
+        self._blocks = kept
 
     def forget(self) -> None:
         """Begin anew: another emitter or another stream."""
@@ -174,14 +185,20 @@ class FaultFinder:
         if not fits:
             return None
         best = max(fits, key=lambda fit: fit.value)
-        alike = [fit for fit in fits if fit.kind == best.kind and fit.step == best.step]
-        values = {fit.receiver: fit.value for fit in alike}
-        if best.kind == "clock_jump":
-            strain = evidence.strain(best.step)
-            values = {receiver: value - strain[receiver] for receiver, value in values.items()}
+        strain = evidence.strain(best.step) if best.kind == "clock_jump" else np.zeros(len(self._geometry.names))
+        # The likeliest fault of each receiver. Another jump than the best one would strain the emitter's way as much.
+        by_receiver: dict[int, _Fit] = {}
+        for fit in fits:
+            known = by_receiver.get(fit.receiver)
+            same = fit.kind == best.kind and fit.step == best.step
+            if known is None or (fit.value, same) > (known.value, False):
+                by_receiver[fit.receiver] = fit
+        values = {receiver: fit.value - strain[receiver] for receiver, fit in by_receiver.items()}
         ranked = sorted(values, key=lambda receiver: -values[receiver])
-        likely = [each for each in ranked if values[each] > values[ranked[0]] - 2.0 * math.log(ODDS)]
-        chosen = next(fit for fit in alike if fit.receiver == likely[0])
+        likely = [each for each in ranked if values[each] > values[ranked[0]] - EVIDENCE]
+        chosen = by_receiver[likely[0]]
+        if not self._is_present(chosen):
+            return None
         remaining = evidence.misfit - chosen.gain
         rest = bool(chi2.sf(remaining, max(evidence.rows - len(chosen.estimate), 1)) < FALSE_ALARM)
         return self._told(evidence, chosen, tuple(likely), rest)
@@ -197,11 +214,19 @@ class FaultFinder:
         sigma = math.sqrt(fit.covariance[-1, -1])
         return Fault(fit.kind, likely, (last * to_ns,), sigma * to_ns, since_s, rest)
 
+    def _is_present(self, fit: _Fit) -> bool:
+        """Whether an offset or a jump has not been mended since: the latest blocks by themselves still show it."""
+        if fit.kind not in ("clock_offset", "clock_jump"):
+            return True
+        latest = _Evidence(self._geometry, [kept for kept in self._blocks if len(kept.parity)][-RECENT_BLOCKS:])
+        now = latest.fit("clock_offset", fit.receiver, np.ones((len(latest.blocks), 1)), 0.0)
+        return now is not None and now.gain > LEAST_SIZE**2
+
     def _is_large(self, evidence: _Evidence, fit: _Fit) -> bool:
         """Whether a fault exceeds what clock and path of its receiver are allowed."""
         allowed_m = LEAST_SIZE * evidence.allowed_m[fit.receiver]
         if fit.kind == "position_suspect":
-            return float(np.linalg.norm(fit.estimate)) > allowed_m
+            return allowed_m < float(np.linalg.norm(fit.estimate)) < LARGEST_PART * evidence.distance_m[fit.receiver]
         size_m = abs(float(fit.estimate[-1]))
         return (size_m * evidence.span_s if fit.kind == "clock_drift" else size_m) > allowed_m
 
@@ -250,6 +275,7 @@ class _Evidence:
         self.span_s = float(np.ptp(self._times_s))
         path_m2 = np.stack([each.path_m2 for each in kept])
         self.allowed_m = np.sqrt(np.square(geometry.sigma_m) + path_m2.mean(axis=0))
+        self.distance_m = geometry.lengths_m(self._places_m.mean(axis=0))
         ends = np.cumsum([0, *(len(each.parity) for each in kept)])
         self.rows = int(ends[-1])
         parity = np.zeros((len(geometry.names), self.rows, len(kept)))
@@ -273,8 +299,7 @@ class _Evidence:
         apart_s = np.abs(self._times_s[:, None] - self._times_s)
         clock = 0.5 + 0.5 * np.exp(-apart_s / CLOCK_TIME_S)
         apart_m = np.linalg.norm(self._places_m[:, None] - self._places_m, axis=-1)
-        nearest_m = self._geometry.lengths_m(self._places_m.mean(axis=0)).min()
-        path = np.exp(-0.5 * np.square(apart_m / (PATH_LENGTH_PART * nearest_m)))
+        path = np.exp(-0.5 * np.square(apart_m / (PATH_LENGTH_PART * self.distance_m.min())))
         for receiver, own in enumerate(self._by_receiver):
             deviation = np.sqrt(path_m2[:, receiver])
             between = clock * self._geometry.sigma_m[receiver] ** 2 + path * deviation[:, None] * deviation
@@ -306,7 +331,8 @@ class _Evidence:
                 centred = np.column_stack([np.ones(count), late_s - late_s.mean()])
                 found.append(self.fit("clock_drift", receiver, centred[:, 1:], each))
                 found.append(self.fit("clock_drift", receiver, centred, 2.0 * each))
-            found.append(self.fit("position_suspect", receiver, -self._slopes[:, receiver], 2.0 * each))
+            # Wrong coordinates are the stronger claim: they have to explain more than a clock does.
+            found.append(self.fit("position_suspect", receiver, -self._slopes[:, receiver], 2.0 * each + EVIDENCE))
             found += self._jumps(receiver, steps, each + 2.0 * math.log(max(len(steps), 1)))
             yield from (fit for fit in found if fit is not None)
 
@@ -330,8 +356,12 @@ class _Evidence:
         ]
 
     def is_significant(self, fit: _Fit) -> bool:
-        """Whether chance gives such a gain with FALSE_ALARM at most, over all that was tried."""
-        return fit.gain > _critical(len(fit.estimate), len(self._geometry.names) * (4 + len(self.blocks)))
+        """Whether chance gives such a gain with FALSE_ALARM at most, over all that was tried; of a drift, what time
+        itself explains."""
+        tried = len(self._geometry.names) * (4 + len(self.blocks))
+        if fit.kind == "clock_drift" and fit.estimate[-1] ** 2 < fit.covariance[-1, -1] * _critical(1, tried):
+            return False
+        return fit.gain > _critical(len(fit.estimate), tried)
 
     def strain(self, step: int) -> np.ndarray:
         """How far the emitter would have to leave its way, squared and in standard deviations, if it was each receiver

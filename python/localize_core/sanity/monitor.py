@@ -16,12 +16,12 @@ from localize_core.engine.windows import Window
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.model.contract import Contract
 from localize_core.sanity.arrivals import ArrivalReader, Arrivals
-from localize_core.sanity.faults import Block, Diagnosis, Fault, FaultFinder
+from localize_core.sanity.faults import Block, Diagnosis, Fault, FaultFinder, Kind
 from localize_core.sanity.geometry import POOR_HDOP, ArrivalGeometry
 from localize_core.sanity.raim import solve
 from localize_core.types.fix import Fix, Position
 
-LEAST_APART_S = 0.25
+LEAST_APART_S = 0.5
 """Between windows that are looked at: more tell little more, and cost."""
 BLOCK_WINDOWS = 8
 BLOCK_PLACE_PART = 0.02
@@ -96,6 +96,7 @@ class SanityMonitor:
         self._diagnosis: Diagnosis | None = None
         self._stream: tuple[str, float | None] = ("", None)
         self._found, self._missed = 0, 0
+        self._kind: Kind | None = None
         self._shown: Fault | None = None
 
     def wants(self, fix: Fix) -> bool:
@@ -211,13 +212,14 @@ class SanityMonitor:
         return changed
 
     def _weigh(self, fault: Fault | None) -> None:
-        """A fault is shown when it was found some times in a row, and over when it was not."""
+        """A fault is shown when its kind was found some times in a row, and over when none was."""
         if fault is None:
             self._missed, self._found = self._missed + 1, 0
             if self._missed >= CLEAR:
                 self._shown = None
             return
-        self._missed, self._found = 0, self._found + 1
+        self._found = self._found + 1 if fault.kind == self._kind else 1
+        self._missed, self._kind = 0, fault.kind
         if self._found >= APPEAR and (self._shown is None or not _alike(fault, self._shown)):
             self._shown = fault
 
@@ -253,7 +255,7 @@ class SanityMonitor:
                 f"{whose}: its times are off by {fault.size[0]:+.3g} ± {fault.sigma:.1g} ns, by clock, cable or place"
             )
         if len(names) > 1:
-            told += " (size for the first)"
+            told += " (figures for the first; which of them it is, and whether clock, cable or place, cannot be told)"
         return f"{told}; more is wrong than that" if fault.rest else told
 
     def report(self) -> dict[str, Any]:
