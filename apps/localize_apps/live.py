@@ -116,7 +116,6 @@ class LiveRun:
         self._sinks: dict[str, _Sink] = {}
         self._failures = 0
         self._ended_fixes = self._ended_dropped = 0
-        self._told_lost = ""
         self._accepted = False  # whether a device that can never work is only a device that is lost
         self._receivers = Receivers(station, self._receivers_changed, radio_of=radio_of)
         self._graph: _Running | None = None
@@ -213,7 +212,7 @@ class LiveRun:
         self._serving.close()
         self._last.localizer.engine.close()
         self.station, self._receivers, self._next, self._last = station, receivers, made, made.graph
-        self._failures, self._told_lost = 0, ""
+        self._failures, self._resume_s = 0, None
         receivers.start()
         self._serve()
         self._run(made)

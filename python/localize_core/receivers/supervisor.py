@@ -188,7 +188,10 @@ class Supervisor:
         elif error != before.error:
             log.info("%s: still %s: %s", self.name, state, error)
         if changed or error != before.error:
-            self._on_change()
+            try:
+                self._on_change()
+            except Exception:  # the device goes on; whoever wants to know has to see to it
+                log.exception("%s: who is told of its state failed", self.name)
 
 
 def _now() -> datetime:

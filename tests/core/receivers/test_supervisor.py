@@ -187,3 +187,17 @@ def test_who_wants_to_know_is_told_of_each_change():
     supervisor.stop()
     assert supervisor.join(WAIT_S)
     assert told == ["streaming", "absent", "streaming"]
+
+
+def test_who_wants_to_know_and_fails_does_no_harm():
+    def fail() -> None:
+        raise ValueError("no")
+
+    bench = Bench()
+    bench.supervisor = Supervisor("radio", bench._open, fail, first_pause_s=0.01)
+    bench.supervisor.start()
+    bench.wait("streaming")
+    bench.opened[0].said = "gone"
+    bench.wait("streaming", restarts=1)
+    bench.supervisor.stop()
+    assert bench.supervisor.join(WAIT_S)
