@@ -85,7 +85,7 @@ class feature_block(gr.decim_block):
         if feature is not self._announced:
             self._announce(feature)
             self._announced = feature
-        tags.forward_to_frames(self, self._n_outputs, n_frames, hop, feature.config.sample_rate_hz)
+        tags.forward_to_frames(self, self._n_outputs, n_frames, hop, feature.config.sample_rate_hz, n_fft)
         self._tell_quality(levels_dbfs, flags)
         return n_frames
 

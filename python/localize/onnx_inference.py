@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import uuid
@@ -16,7 +17,7 @@ from localize_core.cache.settings import cache_settings
 from localize_core.engine.frame_values import FrameValues
 from localize_core.engine.history import History
 from localize_core.engine.locator import WindowContext
-from localize_core.engine.windows import Window, WindowAssembler
+from localize_core.engine.windows import FrameCount, Window, WindowAssembler
 from localize_core.engine.worker import InferenceWorker, QueueState
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.features.quality import SampleFlag
@@ -24,7 +25,7 @@ from localize_core.model.contract import Contract
 from localize_core.serving.engine import Engine
 from localize_core.serving.requests import MAX_REQUESTS, Request
 from localize_core.serving.settings import ServingSettings, make_settings
-from localize_core.types.fix import Alignment, Fix
+from localize_core.types.fix import Alignment, Fix, TimeSource
 from localize_core.types.time import shift_time
 
 from . import tags
@@ -37,6 +38,9 @@ MAX_BATCHES = 16
 
 REPORT_S = 1.0
 """From one status about lost windows to the next."""
+TIME_JUMP_S = 1e-6
+"""Where nothing aligns the streams: a time that is off by more than this and half a sample follows a loss."""
+LASTING = int(SampleFlag.UNALIGNED | SampleFlag.ABSENT)
 NO_QUEUE = QueueState(0, 0, 0, 0, 0, 0.0)
 
 _Job = tuple[Window, WindowContext]
@@ -171,6 +175,7 @@ class onnx_inference(gr.sync_block):
             time_steps=self._steps,
             window_hop=window_hop or self._steps,
         )
+        self._frame_count = FrameCount()
         self._live = live
         self._station = station
         self._unit = stream or station  # the random name of a stream would change its arm at each start
@@ -200,14 +205,21 @@ class onnx_inference(gr.sync_block):
         self._sequence = 0
         self._frames = 0
         self._warmup = 0
+        self._skip = 0
         self._assembler.restart(0)
-        self._unaligned = np.zeros(len(self.contract.receivers), np.int32)
+        self._lasting = np.zeros(len(self.contract.receivers), np.int32)
+        self._is_aligned = False
+        self._rate_hz = self.contract.sample_rate_hz
+        self._time: tuple[int, tuple[int, float]] | None = None
+        self._tuned_hz: float | None = None
+        self._boundaries: dict[int, int] = {}
         receivers = len(self.contract.receivers)
         self._levels = FrameValues(receivers, np.nan, np.float32, lambda _, new: new)
         self._flags = FrameValues(receivers, 0, np.int32, np.bitwise_or)
         self._times: History[tuple[int, float]] = History()
         self._frequencies: History[float] = History()
         self._alignments: History[Alignment] = History()
+        self._time_sources: History[TimeSource] = History()
 
     def set_min_confidence(self, min_confidence: float) -> None:
         """Below it a fix has no position. Raises ConfigError outside 0 to 1."""
@@ -223,8 +235,11 @@ class onnx_inference(gr.sync_block):
         """What has become of the stream's windows: offered = served + dropped + waiting + answering.
 
         `age_ms`: of the oldest that waits. `dropped` by stage: `queue`, inference was slow; `end`, they came while the
-        stream was being ended, or waited when inference had failed. Counted over all starts.
+        stream was being ended, or waited when inference had failed. `interrupted`: windows that were begun and never
+        offered, for a boundary cut them short. `frames`: taken = offered + interrupted + skipped + held, see
+        FrameCount. Counted over all starts.
         """
+        frames = self._frame_count
         with self._accounting:
             ended, state = self._ended, self._worker.state if self._worker is not None else NO_QUEUE
             return {
@@ -234,6 +249,14 @@ class onnx_inference(gr.sync_block):
                 "answering": state.answering,
                 "age_ms": state.age_s * 1e3,
                 "dropped": {"queue": ended.dropped + state.dropped, "end": self._cut_off},
+                "interrupted": frames.windows,
+                "frames": {
+                    "taken": frames.taken,
+                    "offered": frames.offered,
+                    "interrupted": frames.interrupted,
+                    "skipped": frames.skipped,
+                    "held": frames.held,
+                },
             }
 
     def count_on(self, before: onnx_inference) -> None:
@@ -365,15 +388,29 @@ class onnx_inference(gr.sync_block):
             count = self._first
         level_db, flags = self._read_tags(count)
         features = np.stack([frames[:count] for frames in input_items], axis=1)
-        skipped = min(max(self._warmup - self._frames, 0), count)
-        if skipped:
-            self._assembler.restart(self._frames + skipped)
-        for window in self._assembler.push(features[skipped:], level_db[skipped:], flags[skipped:]):
-            if self._finishing:
-                self._cut_off += 1
-                continue
-            self._worker.submit((window, self._context(window)))
-            self._sequence += 1
+        # The boundaries among these frames part them; those just after one are left out, as the first of all are.
+        edges = sorted({0, *(frame - self._frames for frame in self._boundaries), count})
+        for first, end in itertools.pairwise(edges):
+            boundary = self._boundaries.pop(self._frames + first, None)
+            if boundary is not None:
+                self._skip = max(self._skip, boundary)
+                self._assembler.skip(0)
+                self._lasting[:] = 0
+            # time_align repeats these flags more rarely than some frames come; they hold until a boundary.
+            self._lasting |= np.bitwise_or.reduce(flags[first:end], axis=0, initial=0) & LASTING
+            flags[first:end] |= self._lasting
+            skipped = min(self._skip, end - first)
+            if skipped:
+                self._assembler.skip(skipped)
+                self._skip -= skipped
+            inside = slice(first + skipped, end)
+            for window in self._assembler.push(features[inside], level_db[inside], flags[inside]):
+                if self._finishing:
+                    self._cut_off += 1
+                    continue
+                self._worker.submit((window, self._context(window)))
+                self._sequence += 1
+        self._frame_count = self._assembler.count
         self._frames += count
         if not self._live:
             # GNU Radio gives no notice of the end of a recording: nothing may be pending when work() returns.
@@ -395,12 +432,17 @@ class onnx_inference(gr.sync_block):
                     self._note(self._levels, tags.levels_from_pmt(tag.value, len(receivers)), tag.offset - first, port)
                 elif pmt.eq(tag.key, tags.FLAGS):
                     self._note(self._flags, tags.flags_from_pmt(tag.value, len(receivers)), tag.offset - first, port)
+                elif pmt.eq(tag.key, tags.BOUNDARY):
+                    boundary = tags.boundary_from_pmt(tag.value)
+                    if boundary is not None:
+                        self._part(tag.offset, boundary[1])
                 elif port == 0:
                     self._read_stream_tag(tag)
-        level_db, flags = self._levels.take(count), self._flags.take(count)
-        # time_align repeats this flag more rarely than some frames come, and decides it once.
-        self._unaligned |= np.bitwise_or.reduce(flags, axis=0, initial=0) & int(SampleFlag.UNALIGNED)
-        return level_db, flags | self._unaligned
+        return self._levels.take(count), self._flags.take(count)
+
+    def _part(self, frame: int, reaching: int) -> None:
+        """No window spans the begin of `frame`, and `reaching` frames from it on are in none."""
+        self._boundaries[frame] = max(reaching, self._boundaries.get(frame, 0))
 
     def _note(self, kept: FrameValues, rows: np.ndarray | None, ahead: int, port: int) -> None:
         # A correlation block writes all receivers' quality on each of its outputs: once is enough.
@@ -412,14 +454,48 @@ class onnx_inference(gr.sync_block):
             moment = tags.time_from_pmt(tag.value)
             if moment is not None:
                 self._times.add(tag.offset, moment)
+                if self._jumps(tag.offset, moment):
+                    self._part_unaligned(tag.offset)
+                self._time = (tag.offset, moment)
+        elif pmt.eq(tag.key, tags.RX_RATE):
+            if pmt.is_number(tag.value) and not pmt.is_complex(tag.value) and pmt.to_double(tag.value) > 0.0:
+                if self._time is not None:
+                    known, moment = self._time
+                    since_s = (tag.offset - known) * self.contract.hop / self._rate_hz
+                    self._time = (tag.offset, shift_time(*moment, since_s))
+                self._rate_hz = pmt.to_double(tag.value)
         elif pmt.eq(tag.key, tags.RX_FREQ):
             frequency_hz = tags.frequency_from_pmt(tag.value)
             if frequency_hz is not None:
                 self._frequencies.add(tag.offset, frequency_hz)
+                if self._tuned_hz not in (None, frequency_hz):
+                    self._part_unaligned(tag.offset)
+                self._tuned_hz = frequency_hz
+        elif pmt.eq(tag.key, tags.RESTART):
+            self._time = None
+            self._part_unaligned(tag.offset)
+        elif pmt.eq(tag.key, tags.TIME_SOURCE):
+            source = tags.time_source_from_pmt(tag.value)
+            if source is not None:
+                self._time_sources.add(tag.offset, source)
         elif pmt.eq(tag.key, tags.ALIGNMENT):
             alignment = tags.alignment_from_pmt(tag.value)
             if alignment is not None:
+                self._is_aligned = True
                 self._alignments.add(tag.offset, alignment)
+
+    def _jumps(self, frame: int, moment: tuple[int, float]) -> bool:
+        """Whether a time is not that which the one before and the stream's rate say."""
+        if self._time is None:
+            return False
+        known, (seconds, fraction) = self._time
+        off_s = moment[0] - seconds + (moment[1] - fraction) - (frame - known) * self.contract.hop / self._rate_hz
+        return abs(off_s) > 0.5 / self._rate_hz + TIME_JUMP_S
+
+    def _part_unaligned(self, frame: int) -> None:
+        """The same where no time_align does it. Where in the frame the sample lies is not known: as late as can be."""
+        if not self._is_aligned:
+            self._part(frame, -(-(self.contract.hop - 1 + self.contract.n_fft) // self.contract.hop) - 1)
 
     def _check_features(self, port: int, value: Any) -> None:
         wanted, found = self._parameters[port], tags.features_from_pmt(value)
@@ -430,7 +506,9 @@ class onnx_inference(gr.sync_block):
         if differing:
             both = ", ".join(f"{key}={wanted[key]!r} (input gives {configuration.get(key)!r})" for key in differing)
             raise ModelError(f"input {port}: the model {self.contract.name} wants {both}")
-        self._warmup = max(self._warmup, warmup_frames)
+        if warmup_frames > self._warmup:
+            self._skip += max(warmup_frames - max(self._warmup, self._frames), 0)
+            self._warmup = warmup_frames
 
     def _context(self, window: Window) -> WindowContext:
         """What the tags up to the window's end say, however many frames came at once."""
@@ -446,12 +524,14 @@ class onnx_inference(gr.sync_block):
         frequency = self._frequencies.at(first, last)
         # The alignment's errors and gaps are those up to the window's end.
         alignment = self._alignments.at(last, last)
+        said = self._time_sources.at(last, last)
+        source: TimeSource = "rx_time" if said is None else said[1]
         return WindowContext(
             station=self._station,
             stream=self._stream,
             sequence=self._sequence,
             start=start,
-            time_source="host" if timed is None else "rx_time",
+            time_source="host" if timed is None else source,
             frequency_hz=self.contract.frequency_hz if frequency is None else frequency[1],
             alignment=None if alignment is None else alignment[1],
             completed_s=time.monotonic(),

@@ -152,10 +152,11 @@ def write(block: Any, n_outputs: int, index: int, key: Any, value: Any) -> None:
         block.add_item_tag(output, block.nitems_written(output) + index, key, value)
 
 
-def forward_to_frames(block: Any, n_outputs: int, n_frames: int, hop: int, sample_rate_hz: float) -> None:
+def forward_to_frames(block: Any, n_outputs: int, n_frames: int, hop: int, sample_rate_hz: float, n_fft: int) -> None:
     """Carry the tags of input 0's next `n_frames` * `hop` samples to the frames that they fall into, on every output.
 
-    Times are moved back to the first new sample of the frame. This project's own tags on frames are not carried.
+    Times are moved back to the first new sample of the frame. Boundaries say how many frames of `n_fft` samples reach
+    across them. This project's own tags on frames are not carried.
     """
     first = block.nitems_read(0)
     for tag in block.get_tags_in_range(0, first, first + n_frames * hop):
@@ -166,6 +167,11 @@ def forward_to_frames(block: Any, n_outputs: int, n_frames: int, hop: int, sampl
             if time is None:
                 continue
             value = time_to_pmt(*shift_time(*time, -sample / sample_rate_hz))
+        elif pmt.eq(tag.key, BOUNDARY):
+            boundary = boundary_from_pmt(value)
+            if boundary is None:
+                continue
+            value = boundary_to_pmt(boundary[0], -(-(sample + n_fft) // hop) - 1)
         if not any(pmt.eq(tag.key, own) for own in (FEATURES, LEVELS, FLAGS)):
             write(block, n_outputs, frame, tag.key, value)
 

@@ -476,6 +476,8 @@ def test_status_names_the_model(model, contract):
             "answering": 0,
             "age_ms": 0.0,
             "dropped": {"queue": 0, "end": 0},
+            "interrupted": 0,
+            "frames": {"taken": 0, "offered": 0, "interrupted": 0, "skipped": 0, "held": 0},
         },
     }
 

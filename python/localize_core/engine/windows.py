@@ -22,8 +22,9 @@ class Window:
     """A complete span of frames.
 
     `first_frame`: its index in the stream. `features` (channels, rows, time_steps) float32. `level_db` (receivers,):
-    mean power of the receivers' samples, dB re full scale, NaN where unknown. `flags`: per receiver the union of
-    what its frames were flagged with; `unusable` (receivers,): whether most of its frames are invalid or silent.
+    mean power of the receivers' samples, dB re full scale, NaN where unknown or where the receiver is absent. `flags`:
+    per receiver the union of what its frames were flagged with; an absent one's zeros are not called silent besides.
+    `unusable` (receivers,): whether it is absent, or most of its frames are invalid or silent.
     """
 
     first_frame: int
@@ -37,6 +38,22 @@ class Window:
         """Whether no feature is NaN or infinite."""
         # One sum tells in a third of the time that looking at each value takes, unless it overflows.
         return math.isfinite(self.features.sum()) or bool(np.isfinite(self.features).all())
+
+
+@dataclass(frozen=True)
+class FrameCount:
+    """What has become of the frames: taken = offered + interrupted + skipped + held.
+
+    `offered`: in complete windows. `interrupted`: in none but those that a boundary cut short, of which there were
+    `windows`. `skipped`: left out, before a first window or between two. `held`: of a window that is not complete yet.
+    """
+
+    taken: int = 0
+    offered: int = 0
+    interrupted: int = 0
+    skipped: int = 0
+    held: int = 0
+    windows: int = 0
 
 
 class WindowAssembler:
@@ -56,7 +73,15 @@ class WindowAssembler:
         self._flags = np.empty((time_steps, receivers), np.int32)
         self._first = 0  # index of the frame that the buffer starts with
         self._held = 0
+        self._fresh = 0  # of those held, how many are in no complete window
         self._skip = 0
+        self._offered = self._interrupted = self._skipped = self._windows = 0
+
+    @property
+    def count(self) -> FrameCount:
+        """What has become of the frames so far."""
+        told = (self._offered, self._interrupted, self._skipped, self._fresh)
+        return FrameCount(sum(told), *told, windows=self._windows)
 
     def push(self, features: np.ndarray, level_db: np.ndarray, flags: np.ndarray) -> list[Window]:
         """Take frames (n, channels, rows) with levels and flags (n, receivers); return the windows they complete."""
@@ -66,6 +91,7 @@ class WindowAssembler:
             if self._skip:
                 step = min(self._skip, count - taken)
                 self._skip -= step
+                self._skipped += step
                 self._first += step
             else:
                 step = min(self.time_steps - self._held, count - taken)
@@ -73,6 +99,7 @@ class WindowAssembler:
                 self._features[into], self._level_db[into] = features[outof], level_db[outof]
                 self._flags[into] = flags[outof]
                 self._held += step
+                self._fresh += step
                 if self._held == self.time_steps:
                     complete.append(self._window())
                     self._advance()
@@ -81,26 +108,37 @@ class WindowAssembler:
 
     def restart(self, frame: int) -> None:
         """Drop what is held: the next frame pushed is number `frame`, and begins a window."""
-        self._first, self._held, self._skip = frame, 0, 0
+        self._windows += -(-self._held // self.window_hop)
+        self._interrupted += self._fresh
+        self._first, self._held, self._fresh, self._skip = frame, 0, 0, 0
+
+    def skip(self, frames: int) -> None:
+        """So many frames are left out, just before the next ones that are pushed."""
+        self._skipped += frames
+        self.restart(self._first + self._held + frames)
 
     def _window(self) -> Window:
         flags = np.bitwise_or.reduce(self._flags, axis=0)
         lost = (self._flags & int(SampleFlag.INVALID | SampleFlag.SILENT)) != 0
+        absent = (flags & int(SampleFlag.ABSENT)) != 0
+        flags = np.where(absent, flags & ~int(SampleFlag.SILENT), flags)
         # dB are averaged as power: a window with one burst has the burst's mean power.
         power = np.mean(10.0 ** (self._level_db.astype(np.float64) / 10.0), axis=0)
         with np.errstate(divide="ignore"):
-            level_db = 10.0 * np.log10(power)
+            level_db = np.where(absent, np.nan, 10.0 * np.log10(power))
         window = Window(
             first_frame=self._first,
             features=self._features.transpose(1, 2, 0).copy(),
             level_db=level_db,
             flags=tuple(SampleFlag(int(value)) for value in flags),
-            unusable=lost.mean(axis=0) > 0.5,
+            unusable=(lost.mean(axis=0) > 0.5) | absent,
         )
         _ = window.is_finite  # looked at while its features are still in the cache, and not by whoever runs the model
         return window
 
     def _advance(self) -> None:
+        self._offered += self._fresh
+        self._fresh = 0
         self._first += self.window_hop
         kept = max(self.time_steps - self.window_hop, 0)
         self._skip = max(self.window_hop - self.time_steps, 0)

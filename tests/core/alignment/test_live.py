@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +67,7 @@ class Radio:
         """(when, first, end) of each chunk; none holds samples of two spans."""
         starts = np.flatnonzero(np.diff(self.time_s, prepend=-1e9) > 1.5 / RATE).tolist()
         edges = sorted({*starts, *range(0, len(self.samples), self.chunk), len(self.samples)})
-        return [(float(self.time_s[b - 1]) + self.late_s, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(float(self.time_s[b - 1]) + self.late_s, a, b) for a, b in itertools.pairwise(edges)]
 
 
 @dataclass
