@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pmt
 import pytest
+import zmq
 from gnuradio import gr
-from gnuradio.localize import tags
+from gnuradio.localize import receivers, tags
 from gnuradio.localize.radios.radio import Radio
 from gnuradio.localize.receiver_source import receiver_source
 from gnuradio.localize.receivers import Receivers
@@ -181,6 +183,38 @@ def test_a_server_that_is_not_there_yet(run, start_rtl_tcp, ramp):
     bench.await_state("r0", "streaming", restarts=0)
 
 
+def test_a_flowgraph_over_zmq_that_falls_silent(run):
+    """A sender without tags: samples are stamped when they arrive."""
+    with zmq.Context() as context, context.socket(zmq.PUB) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        sending, ended = threading.Event(), threading.Event()
+
+        def send() -> None:
+            chunk = np.ones(5000, np.complex64).tobytes()
+            while not ended.wait(0.02):
+                if sending.is_set():
+                    socket.send(chunk)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            sending.set()
+            receiver = (
+                '[[receiver]]\nname = "r0"\nlatitude = 45.01\nlongitude = 7.7\n'
+                f'source = {{ kind = "zmq", address = "tcp://127.0.0.1:{port}", time_source = "host" }}\n'
+            )
+            bench = run(parse_station(STATION + receiver, folder=None))
+            until(lambda: bench.collectors[0].count > 1000)
+            sending.clear()
+            bench.await_state("r0", "absent")
+            sending.set()
+            bench.await_state("r0", "streaming", restarts=1)
+            until(lambda: bench.collectors[0].values("localize_restart"))
+        finally:
+            ended.set()
+            thread.join()
+
+
 # devices whose hardware tells the time
 
 
@@ -243,6 +277,29 @@ def test_a_driver_that_breaks_is_opened_anew(run):
     bench = run(station_of("h:1"), radio_of=radio_of_source(lambda: timed_source({}, breaks_at=30_000)))
     until(lambda: len(bench.collectors[0].values("localize_restart")) >= 2, bench.receivers.report)
     assert bench.receivers.report()["r0"]["restarts"] >= 1
+
+
+class hung_source(gr.sync_block):
+    """Its driver does not come back until it is told to."""
+
+    def __init__(self, let_go: threading.Event) -> None:
+        gr.sync_block.__init__(self, "hung_source", None, [np.complex64])
+        self._let_go = let_go
+
+    def work(self, input_items: Any, output_items: list[np.ndarray]) -> int:
+        self._let_go.wait(WAIT_S)
+        return -1
+
+
+def test_a_driver_that_hangs_does_not_keep_the_station_from_ending(run):
+    let_go = threading.Event()
+    bench = run(station_of("h:1"), radio_of=radio_of_source(lambda: hung_source(let_go)))
+    assert bench.state("r0") == "connecting"
+    began_s = time.monotonic()
+    bench.receivers.stop()
+    assert time.monotonic() - began_s < receivers.END_S + 2.0
+    let_go.set()
+    until(lambda: not any(thread_of(bench, "h:1")))
 
 
 def test_a_station_that_does_not_pull_loses_samples_and_no_memory(run):
