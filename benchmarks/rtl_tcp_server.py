@@ -146,7 +146,7 @@ class RtlTcpServer:
                 with contextlib.suppress(OSError):  # the client left, or was cut off
                     if self._greeting is not None:
                         client.sendall(self._greeting)
-                    self._play(client, lambda: listener is self._listener and commands.is_alive())
+                    self._play(client, listener, commands)
                 with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
                 commands.join()
@@ -170,7 +170,10 @@ class RtlTcpServer:
                 self._news.notify_all()
             pending = pending[whole:]
 
-    def _play(self, client: socket.socket, wanted: Callable[[], bool]) -> None:
+    def _play(self, client: socket.socket, listener: socket.socket, commands: threading.Thread) -> None:
+        def wanted() -> bool:
+            return listener is self._listener and commands.is_alive()
+
         with self._news:
             while self._rate_hz is None and self.value(RATE) is None:
                 self._news.wait(CHUNK_S)
