@@ -10,6 +10,7 @@ from .mel_spectrogram import mel_spectrogram
 from .mqtt_fix_sink import mqtt_fix_sink
 from .onnx_inference import onnx_inference
 from .redis_fix_sink import redis_fix_sink
+from .reference_clock import reference_clock
 from .scene_source import scene_source
 from .sigmf_sink import sigmf_sink
 from .sigmf_source import sigmf_source

@@ -11,7 +11,7 @@ import numpy as np
 import pmt
 from gnuradio import gr
 from localize_core.errors import ConfigError
-from localize_core.simulation.place import Place
+from localize_core.simulation.place import place_of
 from localize_core.simulation.scene import Scene, SceneConfig
 
 from . import tags
@@ -38,7 +38,7 @@ class scene_source(gr.sync_block):
         throttle: bool = False,
         **scene: Any,
     ) -> None:
-        places = [_place(receiver) for receiver in receivers]
+        places = [place_of(receiver) for receiver in receivers]
         if not (math.isfinite(duration_s) and duration_s >= 0.0):
             raise ConfigError(f"duration_s={duration_s}: must be 0 (endless) or more")
         self.scene = Scene(SceneConfig.of(**scene), places, sample_rate_hz=sample_rate_hz, frequency_hz=frequency_hz)
@@ -90,14 +90,3 @@ class scene_source(gr.sync_block):
                 (tags.RX_FREQ, pmt.from_double(self.scene.frequency_hz)),
             ):
                 tags.write(self, len(self.scene.receivers), offset - first, key, value)
-
-
-def _place(receiver: tuple[Any, ...]) -> Place:
-    try:
-        name, *numbers = receiver
-        place = Place(str(name), *(float(number) for number in numbers))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"receiver {receiver!r}: must be (name, latitude, longitude[, altitude_m])") from error
-    if not (abs(place.latitude) <= 90.0 and abs(place.longitude) <= 180.0 and math.isfinite(place.altitude_m)):
-        raise ConfigError(f"receiver {receiver!r}: latitude and longitude are WGS84 degrees, altitude_m is metres")
-    return place

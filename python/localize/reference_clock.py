@@ -1,0 +1,194 @@
+"""Streams of receivers without a common clock, timed by a transmitter that all of them hear."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pmt
+from gnuradio import gr
+from localize_core.alignment.reference import ReferenceClock, as_dict
+from localize_core.alignment.reference_settings import ReferenceSettings
+from localize_core.alignment.reference_stream import Mark, Seat
+from localize_core.model.compiled.propagation import along_surface
+from localize_core.serving.settings import make_settings
+from localize_core.simulation.place import place_of
+
+from . import tags
+from .guard import WORK_DONE, guarded
+
+STATUS_PORT = pmt.intern("status")
+CALLED_PRODUCE = int(gr.WORK_CALLED_PRODUCE)
+IDLE_S = 0.004
+END_S = 1.0
+"""As time_align's."""
+
+
+class reference_clock(gr.basic_block):
+    """N complex streams of receivers without a common clock to N streams whose `rx_time` and `rx_rate` tags are.
+
+    All receivers hear a transmitter at a known place, within their band: its delays and carrier offsets tell their
+    clocks. What comes out are their samples with carriers turned back to that of one of them and the transmitter's band
+    removed. A stream whose clock is not known yet, or not any more, has no samples; the others go on. After an
+    interruption the first sample has a `localize_restart` tag.
+
+    `receivers`: (name, latitude, longitude) or (name, latitude, longitude, altitude_m). `reference_hz` is the
+    transmitter's own frequency. The others are the keys of a station file's `[reference]`; `max_wait_s` is that of
+    time_align: a stream that is later than this is done without, None waits.
+    """
+
+    def __init__(
+        self,
+        receivers: Sequence[tuple[Any, ...]],
+        sample_rate_hz: float,
+        frequency_hz: float,
+        latitude: float,
+        longitude: float,
+        reference_hz: float,
+        bandwidth_hz: float,
+        altitude_m: float = 0.0,
+        carrier: Literal["shared", "independent"] = "shared",
+        max_ppm: float = 50.0,
+        search_s: float = 1.0,
+        block_s: float = 0.1,
+        wander_ppb: float = 1.0,
+        max_error_ns: float = 100.0,
+        max_wait_s: float | None = None,
+    ) -> None:
+        places = [place_of(receiver) for receiver in receivers]
+        settings = make_settings(
+            ReferenceSettings,
+            latitude=latitude,
+            longitude=longitude,
+            altitude_m=altitude_m,
+            frequency_hz=reference_hz,
+            bandwidth_hz=bandwidth_hz,
+            carrier=carrier,
+            max_ppm=max_ppm,
+            search_s=search_s,
+            block_s=block_s,
+            wander_ppb=wander_ppb,
+            max_error_ns=max_error_ns,
+        )
+        delays_s = settings.path_delays_s(places, along_surface=along_surface(frequency_hz))
+        count = len(places)
+        self.clock = ReferenceClock(count, sample_rate_hz, frequency_hz, settings, delays_s, max_wait_s=max_wait_s)
+        signature = [np.complex64] * count
+        gr.basic_block.__init__(self, "reference_clock", in_sig=signature, out_sig=signature)
+        self.failure: Exception | None = None
+        self.set_tag_propagation_policy(gr.TPP_DONT)
+        self.message_port_register_out(STATUS_PORT)
+        self._names = [place.name for place in places]
+        self._goes_on = max_wait_s is not None
+        self._heard, self._heard_s = 0, 0.0
+        self._is_idle = self._asks = False
+        self._carried: list[deque[tuple[int, Any, Any]]] = [deque() for _ in range(count)]
+        self._stamped = [False] * count
+        self._told_error_s = [-1.0] * count
+        self._locked: tuple[bool, ...] = ()
+
+    # As time_align does, for the same reasons.
+    def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
+        if not self._goes_on:
+            waits = not any(self.clock.queued(stream) for stream in range(ninputs))
+            return [int(waits and starves) for starves in self.clock.starving()]
+        needed = [0] * ninputs
+        if self._asks:
+            needed[self._heard] = 1
+            self._asks = noutput_items > 1
+        return needed
+
+    def start(self) -> bool:
+        self._heard_s = time.monotonic()
+        return True
+
+    @guarded
+    def general_work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
+        if self._goes_on:
+            self._watch(input_items)
+        for receiver, samples in enumerate(input_items):
+            self._take(receiver, samples)
+        self.clock.advance()
+        produced = 0
+        for receiver, output in enumerate(output_items):
+            samples, seats = self.clock.pull(receiver, len(output))
+            output[: len(samples)] = samples
+            self._tag(receiver, len(samples), seats)
+            self.produce(receiver, len(samples))
+            produced += len(samples)
+        self._is_idle = produced == 0
+        self._publish()
+        return WORK_DONE if self.clock.finished and produced == 0 else CALLED_PRODUCE
+
+    def _watch(self, input_items: list[np.ndarray]) -> None:
+        now_s = time.monotonic()
+        heard = [receiver for receiver, samples in enumerate(input_items) if len(samples)]
+        if heard:
+            self._heard, self._heard_s = heard[-1], now_s
+        elif self._is_idle:
+            self._asks = now_s - self._heard_s > END_S
+            time.sleep(IDLE_S)
+
+    def _take(self, receiver: int, samples: np.ndarray) -> None:
+        first = self.nitems_read(receiver)
+        found: dict[int, dict[str, Any]] = {}
+        others = []
+        for tag in self.get_tags_in_range(receiver, first, first + len(samples)):
+            here = found.setdefault(tag.offset, {})
+            if pmt.eq(tag.key, tags.RX_TIME):
+                here["time"] = tags.time_from_pmt(tag.value)
+            elif pmt.eq(tag.key, tags.RX_RATE) and pmt.is_number(tag.value):
+                here["rate_hz"] = pmt.to_double(tag.value)
+            elif pmt.eq(tag.key, tags.RESTART) and tags.restart_from_pmt(tag.value) != 0:
+                here["restart"] = True
+            elif pmt.eq(tag.key, tags.LENGTH) and pmt.is_uint64(tag.value):
+                self.clock.describe(receiver, length=pmt.to_uint64(tag.value))
+            elif pmt.eq(tag.key, tags.RX_FREQ) or pmt.eq(tag.key, tags.TIME_SOURCE):
+                others.append((tag.offset, tag.key, tag.value))
+        if len(samples) and not self._stamped[receiver]:
+            self._stamped[receiver] = True
+            if not any(values.get("time") for values in found.values()):
+                now_s = time.time()
+                found.setdefault(first, {})["time"] = (int(now_s), now_s % 1.0)
+                others.append((first, tags.TIME_SOURCE, tags.time_source_to_pmt("host")))
+        marks = [Mark(index, **values) for index, values in sorted(found.items())]
+        taken = self.clock.push(receiver, samples, marks)
+        self._carried[receiver].extend(other for other in others if other[0] < first + taken)
+        self.consume(receiver, taken)
+
+    def _tag(self, receiver: int, count: int, seats: list[Seat]) -> None:
+        for seat in seats:
+            self.add_item_tag(receiver, seat.index, tags.RX_TIME, tags.time_to_pmt(*seat.time))
+            self.add_item_tag(receiver, seat.index, tags.RX_RATE, pmt.from_double(seat.rate_hz))
+            if seat.restart:
+                self.add_item_tag(receiver, seat.index, tags.RESTART, tags.restart_to_pmt())
+            told_s = self._told_error_s[receiver]
+            if abs(seat.error_s - told_s) > 0.2 * max(told_s, 1e-9) or seat.restart:
+                self._told_error_s[receiver] = seat.error_s
+                self.add_item_tag(receiver, seat.index, tags.TIME_ERROR, pmt.from_double(seat.error_s))
+            waiting = self._carried[receiver]
+            due = {}
+            while waiting and waiting[0][0] <= seat.source:
+                _, key, value = waiting.popleft()
+                due[pmt.symbol_to_string(key)] = (key, value)
+            for key, value in due.values():
+                self.add_item_tag(receiver, seat.index, key, value)
+
+    def _publish(self) -> None:
+        """A dict on the status port, and a line in the log, where a clock is found or lost."""
+        status = self.clock.status
+        locked = tuple(one.locked for one in status)
+        if locked == self._locked:
+            return
+        lost = any(was and not now for was, now in zip(self._locked, locked, strict=False))
+        self._locked = locked
+        self.message_port_pub(STATUS_PORT, pmt.to_pmt(self.report()))
+        names = [name for name, one in zip(self._names, locked, strict=True) if one]
+        (self.logger.warn if lost else self.logger.info)(f"clocks known: {', '.join(names) or 'none'}")
+
+    def report(self) -> dict[str, Any]:
+        """What is known of every receiver's clock, by its name."""
+        return {name: as_dict(one) for name, one in zip(self._names, self.clock.status, strict=True)}

@@ -1,0 +1,248 @@
+"""One stream of a reference clock: its samples, its own time stamps, and what waits to be taken."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localize_core.alignment.clock_filter import ClockFilter
+from localize_core.alignment.reference_band import BandExtractor, BandRemover
+from localize_core.alignment.stream import SampleBuffer
+
+Samples = NDArray[np.complex64]
+
+JUMP_S = 1e-6
+"""Time stamps farther off their line than this and a sample: samples were lost."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a stream says of its sample `index`: its time (whole seconds, fraction), its rate, and whether what was
+    before does not go with it, because samples were lost or the device was opened anew."""
+
+    index: int
+    time: tuple[int, float] | None = None
+    rate_hz: float | None = None
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Output sample `index` (of those that come out), which came in as `source`, was taken at `time`; from there on
+    samples come at `rate_hz`.
+
+    `error_s`: standard error of that against the base. `restart`: what came out before does not go with it.
+    """
+
+    index: int
+    source: int
+    time: tuple[int, float]
+    rate_hz: float
+    error_s: float
+    restart: bool
+
+
+class Place(NamedTuple):
+    """Sample `n` stands `lead_s` after a block's start, samples come every (1 + rate) / nominal, and the carrier is off
+    by `carrier_hz`."""
+
+    n: int
+    lead_s: float
+    rate: float
+    carrier_hz: float
+
+
+def next_place(place: Place, rate: float, span_s: float, sample_rate_hz: float) -> tuple[int, float]:
+    """The first sample at or after `span_s` past the block's start, and by how much it is after."""
+    step_s = (1.0 + rate) / sample_rate_hz
+    count = math.ceil((span_s - place.lead_s) / step_s - 1e-9)
+    return place.n + count, place.lead_s + count * step_s - span_s
+
+
+@dataclass
+class Written:
+    """What is known of a stream's output: sample `n` is the next, `lead_s` after the block's start."""
+
+    n: int
+    lead_s: float
+    carrier: float
+
+
+class ReferenceStream:
+    """One stream: its samples, what is extracted of them, its clock, and what waits to be taken."""
+
+    def __init__(self, band: BandExtractor, taps: Samples, sample_rate_hz: float) -> None:
+        self.band, self._taps, self._rate_hz = band, taps, sample_rate_hz
+        self.remover = BandRemover(taps)
+        self.raw = SampleBuffer()
+        self.seen = self.begin = self.marked = 0
+        self.cut: int | None = None
+        self.length: int | None = None
+        self.host: Mark | None = None
+        self.host_rate = 0.0
+        self.default = (0, 0.0)
+        self.clock: ClockFilter | None = None
+        self.place: Place | None = None
+        self.history: deque[tuple[int, Place]] = deque()
+        self.own_rate = self.own_early_s = self.shift_s = 0.0
+        self.carrier_hz = self.coherence = self.residual = 0.0
+        self.heard = False
+        self.share = 1
+        self.outliers = self.losses = self.next_try = 0
+        self.written: Written | None = None
+        self._restarted = False
+        self._out: deque[Samples] = deque()
+        self._seats: deque[Seat] = deque()
+        self._produced = self._taken = 0
+
+    @property
+    def ended(self) -> bool:
+        return self.length is not None and self.seen >= self.length
+
+    @property
+    def queued(self) -> int:
+        return self._produced - self._taken
+
+    @property
+    def writing(self) -> bool:
+        return self.written is not None
+
+    # Its own time stamps
+
+    def hear(self, mark: Mark) -> None:
+        if mark.rate_hz is not None and mark.rate_hz > 0.0 and abs(mark.rate_hz / self._rate_hz - 1.0) < 0.01:
+            self.host_rate = self._rate_hz / mark.rate_hz - 1.0
+        if mark.time is not None:
+            self.host = replace(mark, rate_hz=self._rate_hz / (1.0 + self.host_rate))
+
+    def jumps(self, index: int, time: tuple[int, float]) -> bool:
+        """Whether a time stamp says that samples were lost before it."""
+        last = self.host
+        if last is None or last.time is None:
+            return False
+        rate_hz = last.rate_hz or self._rate_hz
+        off_s = (time[0] - last.time[0]) + (time[1] - last.time[1]) - (index - last.index) / rate_hz
+        return abs(off_s) > max(JUMP_S, 1.0 / self._rate_hz)
+
+    def _mark(self) -> tuple[int, tuple[int, float], float]:
+        """The stamp that counts: sample, time, rate."""
+        mark = self.host
+        if mark is None or mark.time is None:
+            return self.begin, self.default, self._rate_hz
+        return mark.index, mark.time, mark.rate_hz or self._rate_hz
+
+    def begin_time(self) -> tuple[int, float]:
+        """When its samples begin, by its stamps."""
+        index, at, rate_hz = self._mark()
+        return later(at, (self.begin - index) / rate_hz)
+
+    def host_place(self, time: tuple[int, float], *, shifted: bool = True) -> tuple[int, float]:
+        """The first sample at or after `time` by its stamps, and by how much it is after."""
+        index, at, rate_hz = self._mark()
+        samples = ((time[0] - at[0]) + (time[1] - at[1]) - (self.shift_s if shifted else 0.0)) * rate_hz
+        count = math.ceil(samples)
+        return index + count, (count - samples) / rate_hz
+
+    def host_index(self, time: tuple[int, float], *, shifted: bool = True) -> int:
+        return self.host_place(time, shifted=shifted)[0]
+
+    def host_early_s(self, n: int, seconds: int, fraction: float) -> float:
+        """How much later than `seconds` + `fraction` its stamps put sample `n`."""
+        index, at, rate_hz = self._mark()
+        return (at[0] - seconds) + (at[1] - fraction) + (n - index) / rate_hz
+
+    # Its clock
+
+    def begin_lock(self, clock: ClockFilter, share: int) -> None:
+        self.clock, self.share, self.outliers, self.residual, self.coherence = clock, share, 0, 0.0, 0.0
+        self.history.clear()
+
+    def end_lock(self) -> None:
+        self.clock = self.place = None
+        self.heard = False
+        self.history.clear()
+        self.stop_writing()
+
+    def restart(self, at: int) -> None:
+        """Nothing before sample `at` counts."""
+        self.begin = -(-at // self.band.decimation) * self.band.decimation
+        self.cut, self.marked = None, at
+        self.host = None
+        self.raw.drop(min(self.begin, self.seen))
+        self.band.start(self.begin)
+        self.next_try, self.shift_s = 0, 0.0
+
+    def trim(self) -> None:
+        """Give up samples that are extracted and do not wait to come out."""
+        needed = self.band.needed
+        if self.written is not None:
+            needed = min(needed, self.written.n)
+        elif self.place is not None:
+            needed = min(needed, self.place.n)
+        self.raw.drop(min(needed, self.seen))
+
+    def forget(self, block: int, band_index: int) -> None:
+        while self.history and self.history[0][0] < block:
+            self.history.popleft()
+        self.band.samples.drop(max(band_index, self.band.samples.first))
+        self.trim()
+
+    # Its output
+
+    def write(
+        self, start: tuple[int, float], end: tuple[int, float], span_s: float, place: Place, error_s: float
+    ) -> None:
+        """Bring out the samples of a block: its line leads from where it was to `place` at the block's end."""
+        step_s = (1.0 + place.rate) / self._rate_hz
+        carrier = self.carrier_hz / self._rate_hz
+        restart = False
+        if self.written is None:
+            count = min(math.floor((span_s + place.lead_s) / step_s), place.n - self.raw.first)
+            lead_s = place.lead_s + span_s - count * step_s
+            self.written = Written(place.n - count, lead_s, carrier)
+            self.remover = BandRemover(self._taps)
+            restart = self._restarted
+            self._restarted = True
+        own = self.written
+        at_end = place.n - place.lead_s / step_s  # the sample, with its fraction, that stands at the block's end
+        pace_s = (span_s - own.lead_s) / (at_end - own.n)
+        seat = later(start, own.lead_s)
+        index = self._produced + self.remover.waiting
+        self._seats.append(Seat(index, own.n, seat, 1.0 / pace_s, error_s, restart))
+        samples = self.raw.view(own.n, place.n)
+        out = self.remover(samples, own.carrier, carrier)
+        self._out.append(out)
+        self._produced += len(out)
+        self.written = Written(place.n, (place.n - at_end) * pace_s, carrier)
+        self.trim()
+
+    def stop_writing(self) -> None:
+        self.written = None
+        while self._seats and self._seats[-1].index >= self._produced:
+            self._seats.pop()
+
+    def pull(self, max_samples: int) -> tuple[Samples, list[Seat]]:
+        parts, left = [], max_samples
+        while self._out and left > 0:
+            head = self._out.popleft()
+            if len(head) > left:
+                self._out.appendleft(head[left:])
+                head = head[:left]
+            parts.append(head)
+            left -= len(head)
+        self._taken += max_samples - left
+        seats = []
+        while self._seats and self._seats[0].index < self._taken:
+            seats.append(self._seats.popleft())
+        return (np.concatenate(parts) if parts else np.zeros(0, np.complex64)), seats
+
+
+def later(time: tuple[int, float], by_s: float) -> tuple[int, float]:
+    fraction = time[1] + by_s
+    whole = math.floor(fraction)
+    return time[0] + whole, fraction - whole
