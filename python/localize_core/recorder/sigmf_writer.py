@@ -276,9 +276,11 @@ class SigmfWriter:
     def _write(self, part: _Part, samples: NDArray[np.complex64]) -> None:
         """All samples or none. Raises OSError."""
         content = memoryview(self._encoded(samples)).cast("B")  # type: ignore[arg-type]
-        disk = os.statvfs(self._folder)
-        if disk.f_bavail * disk.f_frsize < self._limits.min_free_bytes + len(content):
-            raise OSError(errno.ENOSPC, f"only min_free_bytes={self._limits.min_free_bytes} are left on the disk")
+        floor = self._limits.min_free_bytes
+        if floor:
+            disk = os.statvfs(self._folder)
+            if disk.f_bavail * disk.f_frsize < floor + len(content):
+                raise OSError(errno.ENOSPC, f"only min_free_bytes={floor} are left on the disk")
         done = 0
         try:
             while done < len(content):

@@ -137,15 +137,12 @@ class StationRecorder:
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """What files of these receivers are called: no pattern for one of them (NAME-*) names a file of another."""
+    """What the files of these receivers are called. NAME-[0-9]* is a pattern for those of one of them alone."""
     found: list[str] = []
     for name in names:
         short = re.sub(r"[^\w.+-]+", "_", name).strip("._-") or "receiver"
-        while any(_is_begun(short, other) or _is_begun(other, short) for other in found):
+        short = re.sub(r"-(?=\d)", "_", short)
+        while short in found:
             short += "_"
         found.append(short)
     return found
-
-
-def _is_begun(name: str, other: str) -> bool:
-    return name == other or name.startswith(f"{other}-")

@@ -70,7 +70,7 @@ def twin(
     content = station.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude=NOT_PLAYED)
     content["station"]["common_clock"] = station.has_common_clock
     for receiver, name in zip(content["receiver"], files, strict=True):
-        receiver["source"] = {"kind": "sigmf", "path": f"{name}-*.sigmf-meta"}
+        receiver["source"] = {"kind": "sigmf", "path": f"{name}-[0-9]*.sigmf-meta"}
     served = {key: value for key, value in content.get("model", {}).items() if key not in NOT_SERVED}
     content["model"] = served | ({"uri": MODEL_FILE} if frozen else {})
     if "contract" in served:
