@@ -10,8 +10,7 @@ from typing import Any
 # Not `python -m`: that would put the current folder in front of the module search path.
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from localize_benchmarks.{0} import main; main()"
 START_APP = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from localize_apps.main import main; sys.exit(main(sys.argv[2:]))"
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from localize_apps.main import main; sys.exit(main())"
 )
 
 

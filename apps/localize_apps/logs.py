@@ -3,9 +3,8 @@
 Written with the standard library: a formatter is a function of a record here, and what there is on PyPI for
 rate limits holds nothing but a dictionary either.
 
-As a program (`python -m localize_apps.logs LEVEL FORMAT JOURNAL`) it reads what GNU Radio, drivers and other libraries
-write to the standard error of the command that started it, and writes it in the same form. It is a process of its
-own so that the last words of one that dies are not lost with it.
+What GNU Radio, drivers and other libraries write to standard error themselves is read by a process of its own, which
+writes it in the same form: the last words of a command that dies are not lost with it.
 """
 
 from __future__ import annotations
@@ -22,21 +21,18 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 import click
-import localize_core
 from localize_core.addresses import without_password
 
 FORMATS = ("text", "json")
-BURST = 5
+BURST, TEMPLATE_BURST = 5, 30
 INTERVAL_S = 60.0
 MAX_KINDS = 1000
 IDLE_S = 0.2
@@ -44,6 +40,12 @@ IDLE_S = 0.2
 MAX_PIECE = 1 << 20
 """Bytes; more than the kernel takes at once."""
 DRAIN_S = 2.0
+
+# Not `python -m`: that would put the current folder in front of the module search path.
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from localize_apps.logs import read_lines; read_lines(int(sys.argv[2]), sys.argv[3], sys.argv[4] == '1')"
+)
 
 NOTICE = "localize_apps"
 """The logger of what a command says to its user in any case."""
@@ -85,9 +87,9 @@ class _Kind:
 class RateLimit(logging.Filter):
     """Lets `burst` records of a kind pass in `interval_s`; then one says how many more there were.
 
-    A kind: what one logger says with one template, numbers aside; errors that differ in a name are of several kinds.
-    `handler` gets the summaries, from the thread of the next record or, where none comes, from one of its own.
-    At most `max_kinds` are kept apart; the oldest gives way.
+    A kind: what one logger says at one level, numbers aside; or, `by_template`, what it says with one template, and
+    then errors pass whatever they say. `handler` gets the summaries, from the thread of the next record or, where none
+    comes, from one of its own. At most `max_kinds` are kept apart; the oldest gives way.
     """
 
     def __init__(
@@ -95,23 +97,24 @@ class RateLimit(logging.Filter):
         handler: logging.Handler,
         *,
         burst: int = BURST,
+        by_template: bool = False,
         interval_s: float = INTERVAL_S,
         max_kinds: int = MAX_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._handler = handler
+        self._handler, self._by_template = handler, by_template
         self._burst, self._interval_s, self._max_kinds, self._clock = burst, interval_s, max_kinds, clock
         self._kinds: OrderedDict[tuple[str, int, str], _Kind] = OrderedDict()
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if hasattr(record, "summary"):
+        if hasattr(record, "summary") or (self._by_template and record.levelno >= logging.ERROR):
             return True
         now_s = self._clock()
-        template = record.getMessage() if record.levelno >= logging.ERROR else str(record.msg)
-        key = (record.name, record.levelno, NUMBER.sub("#", template[:500]))
+        text = str(record.msg) if self._by_template else record.getMessage()
+        key = (record.name, record.levelno, NUMBER.sub("#", text[:500]))
         with self._lock:
             over = self._over(now_s)
             kind = self._kinds.get(key)
@@ -242,10 +245,16 @@ class _Setup:
         self.level, self.form, self.journal = level, form, journal
         self.handler = logging.StreamHandler(stream)
         self.handler.setFormatter((JsonFormatter if form == "json" else TextFormatter)(journal))
-        self.limit = RateLimit(self.handler)
+        self._limits = (RateLimit(self.handler), RateLimit(self.handler, burst=TEMPLATE_BURST, by_template=True))
         self.hooks: tuple[Any, Any] | None = None  # Python's, where ours are in their place
         if level > logging.DEBUG:  # who asks for all gets all
-            self.handler.addFilter(self.limit)
+            for limit in self._limits:
+                self.handler.addFilter(limit)
+
+    def flush(self) -> None:
+        """Say what is still held back."""
+        for limit in self._limits:
+            limit.flush()
 
 
 _setup: _Setup | None = None
@@ -277,7 +286,7 @@ def close() -> None:
     global _setup
     if _setup is None:
         return
-    _setup.limit.flush()
+    _setup.flush()
     if _setup.hooks is not None:
         logging.captureWarnings(False)
         sys.excepthook, threading.excepthook = _setup.hooks
@@ -330,17 +339,13 @@ def native_lines() -> Iterator[None]:
     kept = os.dup(number)
     arguments = [str(_setup.level), _setup.form, str(int(_setup.journal))]
     # Of a session of its own: Ctrl-C in the terminal is for the command, and this ends when the command has.
-    modules = str(Path(__file__).resolve().parents[1])  # where a command may look beyond its Python's own places
-    core = str(Path(localize_core.__file__).resolve().parents[1])
-    paths = dict.fromkeys([*filter(None, [os.environ.get("PYTHONPATH")]), modules, core])
     # A packet for each write, unlike a pipe: it tells where a message of several lines ends.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     reader = subprocess.Popen(
-        [sys.executable, "-m", "localize_apps.logs", *arguments],
+        [sys.executable, "-c", START, json.dumps(sys.path), *arguments],
         stdin=theirs,
         stdout=subprocess.DEVNULL,
         stderr=kept,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         start_new_session=True,
     )
     own = os.fdopen(os.dup(kept), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
@@ -404,7 +409,7 @@ class NativeLines:
         self._handler.handle(record)
 
 
-def _read(level: int, form: str, journal: bool) -> None:
+def read_lines(level: int, form: str, journal: bool) -> None:
     """Lines of standard input to logs on standard error, until its end."""
     # whoever ends all of a service ends this too early
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGABRT):
@@ -423,9 +428,4 @@ def _read(level: int, form: str, journal: bool) -> None:
             break
         lines.feed(piece.decode("utf-8", "replace"))
     lines.end_line()
-    setup.limit.flush()
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    _read(int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")
+    setup.flush()

@@ -113,15 +113,24 @@ def test_messages_that_differ_in_numbers_only_are_of_one_kind(kept):
     assert len(kept.messages) == 1
 
 
-def test_other_loggers_levels_and_errors_of_other_names_come_through(kept):
+def test_other_loggers_levels_and_names_come_through(kept):
     tell = limited(kept, burst=1)
-    tell("%s is gone", "north", level=logging.ERROR)
+    tell("%s is gone", "north")
+    tell("%s is gone", "south")
     tell("%s is gone", "south", level=logging.ERROR)
-    tell("%s is gone", "south", level=logging.WARNING)
-    tell("%s is gone", "south", level=logging.WARNING, name="b")
-    tell("%s is gone", "south", level=logging.ERROR)
-    tell("%s is gone", "north")  # a warning: of the same kind as that of the south
+    tell("%s is gone", "south", name="b")
     assert len(kept.messages) == 4
+    tell("%s is gone", "south")
+    assert len(kept.messages) == 4
+
+
+def test_texts_without_end_are_of_one_template_but_errors_come_through(kept):
+    tell = limited(kept, burst=3, by_template=True)
+    for letters in (a + b for a in "abcdefgh" for b in "abcdefgh"):
+        tell("not a fix: %s", letters)
+        tell("the mast %s fell", letters, level=logging.ERROR)
+    assert sum(message.startswith("not a fix") for message in kept.messages) == 3
+    assert sum(message.startswith("the mast") for message in kept.messages) == 64
 
 
 def test_what_is_kept_apart_is_bounded(kept):
