@@ -144,6 +144,7 @@ class FaultFinder:
     def __init__(self, geometry: ArrivalGeometry) -> None:
         self._geometry = geometry
         self._blocks: list[_Kept] = []
+        self._seen_jump: _Strain | None = None
 
     def add(self, block: Block) -> None:
         self._blocks.append(_kept(self._geometry, block))
@@ -159,6 +160,7 @@ class FaultFinder:
     def forget(self) -> None:
         """Begin anew: another emitter or another stream."""
         self._blocks.clear()
+        self._seen_jump = None
 
     def diagnose(self) -> Diagnosis:
         """What the blocks so far say."""
@@ -185,7 +187,7 @@ class FaultFinder:
         if not fits:
             return None
         best = max(fits, key=lambda fit: fit.value)
-        strain = evidence.strain(best.step) if best.kind == "clock_jump" else np.zeros(len(self._geometry.names))
+        strain = self._strain(evidence, best.step) if best.kind == "clock_jump" else np.zeros(len(self._geometry.names))
         # The likeliest fault of each receiver. Another jump than the best one would strain the emitter's way as much.
         by_receiver: dict[int, _Fit] = {}
         for fit in fits:
@@ -214,6 +216,13 @@ class FaultFinder:
         sigma = math.sqrt(fit.covariance[-1, -1])
         return Fault(fit.kind, likely, (last * to_ns,), sigma * to_ns, since_s, rest)
 
+    def _strain(self, evidence: _Evidence, step: int) -> np.ndarray:
+        """As the evidence has it, or had it when there were more blocks about that time."""
+        known, found = self._seen_jump, evidence.strain(step)
+        if known is None or abs(known.time_s - found.time_s) > known.passed_s or found.passed_s <= known.passed_s:
+            self._seen_jump = known = found
+        return known.squared
+
     def _is_present(self, fit: _Fit) -> bool:
         """Whether an offset or a jump has not been mended since: the latest blocks by themselves still show it."""
         if fit.kind not in ("clock_offset", "clock_jump"):
@@ -229,6 +238,16 @@ class FaultFinder:
             return allowed_m < float(np.linalg.norm(fit.estimate)) < LARGEST_PART * evidence.distance_m[fit.receiver]
         size_m = abs(float(fit.estimate[-1]))
         return (size_m * evidence.span_s if fit.kind == "clock_drift" else size_m) > allowed_m
+
+
+@dataclass(frozen=True)
+class _Strain:
+    """How far the emitter would have to leave its way, squared and in standard deviations, if it was each receiver that
+    jumped at `time_s`, (R,). `passed_s`: between the blocks that tell."""
+
+    time_s: float
+    passed_s: float
+    squared: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -363,9 +382,8 @@ class _Evidence:
             return False
         return fit.gain > _critical(len(fit.estimate), tried)
 
-    def strain(self, step: int) -> np.ndarray:
-        """How far the emitter would have to leave its way, squared and in standard deviations, if it was each receiver
-        that jumped between two blocks before `step` and the one there, (R,)."""
+    def strain(self, step: int) -> _Strain:
+        """What a jump between two blocks before `step` and the one after it asks of the emitter."""
         before, after = step - 2, min(step + 1, len(self.blocks) - 1)
         first, last = self.blocks[before], self.blocks[after]
         passed_s = last.time_s - first.time_s
@@ -384,7 +402,7 @@ class _Evidence:
         found = np.full(len(used), whole)
         for place, receiver in enumerate(np.flatnonzero(used)):
             found[receiver] = whole - (precision[place] @ value) ** 2 / precision[place, place]
-        return found
+        return _Strain(self.blocks[step].time_s, passed_s, found)
 
     def _way(self, before: int, passed_s: float) -> tuple[np.ndarray, float]:
         """How far the emitter goes on from block `before`, if it goes on as it did, and the deviation from that."""

@@ -12,7 +12,9 @@ import pytest
 from localize_core.engine.frames import FeatureFrames
 from localize_core.engine.locator import WindowContext
 from localize_core.engine.windows import WindowAssembler
-from localize_core.features.correlation import CorrelationConfig
+from localize_core.features.correlation import CorrelationConfig, CrossCorrelation
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS
+from localize_core.metrics.metrics import Metrics
 from localize_core.sanity.arrivals import ArrivalReader
 from localize_core.serving.engine import Engine
 from localize_core.serving.settings import ServingSettings
@@ -120,6 +122,14 @@ def test_a_sound_station(listen) -> None:
         assert pair["deviation_ns"] < 1.5 * pair["noise_ns"] + 5.0
     for receiver in told["receivers"]:
         assert abs(receiver["bias_ns"]) < 3.0 * receiver["sigma_ns"] + 10.0
+    metrics = Metrics("square")
+    metrics.watch(listener.engine)
+    scraped = metrics.render()[0].decode()
+    first = told["pairs"][0]["residual_ns"] * 1e-9
+    assert f'localize_pair_residual_seconds{{first="north",second="east",station="square"}} {first}' in scraped
+    bias = told["receivers"][3]["bias_ns"] * 1e-9
+    assert f'localize_receiver_bias_seconds{{receiver="west",station="square"}} {bias}' in scraped
+    assert f'localize_fix_hdop_ratio{{station="square"}} {told["geometry"]["hdop"]}' in scraped
 
 
 def test_a_clock_that_jumps_is_named(listen) -> None:
@@ -172,22 +182,26 @@ def test_noise_says_nothing(listen) -> None:
 
 
 def test_lags_and_their_noise() -> None:
-    config = CorrelationConfig(8000.0, 3, n_fft=1024, n_lags=64)
+    config = CorrelationConfig(1e6, 3, n_fft=1024, n_lags=64, lag_step=0.5)
     incidence = np.array([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
-    rng, lags = np.random.default_rng(5), np.arange(64) - 32
-    true = np.array([3.2, -1.5, -4.7])  # of the pairs: they add up
+    rng, late = np.random.default_rng(5), (4, 0, 9)
+    correlate, reader = CrossCorrelation(config), ArrivalReader(config, incidence)
     found = []
     for _ in range(60):
-        noise = 0.02 * rng.standard_normal((3, 64, 40))
-        power = 0.5 * np.exp(-0.5 * np.square((lags - true[:, None]) / 2.0))[:, :, None] + 0.1 + noise
-        arrivals = ArrivalReader(config, incidence).read(np.sqrt(np.abs(power)), np.ones(3, bool))
+        emitted = complex_noise(rng, (1, 20 * 1024 + 9))
+        iq = np.concatenate([emitted[:, 9 - k : 9 - k + 20 * 1024] for k in late]) + complex_noise(rng, (3, 20 * 1024))
+        arrivals = reader.read(np.stack(correlate(iq)).transpose(0, 2, 1), np.ones(3, bool))
         assert arrivals is not None
         found.append((arrivals.lag_m, arrivals.lag_sigma_m, incidence @ arrivals.arrival_m))
-    step_m = 299792458.0 * config.lag_step / config.sample_rate_hz
-    lag, sigma, combined = (np.array(each) / step_m for each in zip(*found, strict=True))
-    assert lag.mean(axis=0) == pytest.approx(true, abs=0.02)
-    assert combined.mean(axis=0) == pytest.approx(true, abs=0.02)
-    assert 0.5 < (lag.std(axis=0) / sigma.mean(axis=0)).mean() < 1.3
+    sample_m = SPEED_OF_LIGHT_MPS / 1e6
+    lag, sigma, combined = (np.array(each) / sample_m for each in zip(*found, strict=True))
+    assert lag.mean(axis=0) == pytest.approx([4.0, -5.0, -9.0], abs=0.01)
+    assert combined.mean(axis=0) == pytest.approx([4.0, -5.0, -9.0], abs=0.01)
+    assert 0.3 < (lag.std(axis=0) / sigma.mean(axis=0)).mean() < 1.2  # what interpolation may be off is in it
+
+
+def complex_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
 
 
 def test_an_engine_without_correlations_has_no_sanity(make_contract, make_model) -> None:
