@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gnuradio import gr
+from localize_core.alignment.settings import AlignmentSettings
 from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.engine.frames import warmup_frames
 from localize_core.engine.windows import frame_groups
@@ -17,6 +18,7 @@ from localize_core.station.plan import MAX_FILL_S
 
 from .counters import BlockCounters
 from .onnx_inference import onnx_inference
+from .reference_clock import reference_clock_of
 from .station_features import station_features
 from .time_align import time_align
 
@@ -92,7 +94,15 @@ class localizer(gr.hier_block2):
         self.blocks: list[Any] = [self.inference]
         streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
         if align and n_receivers > 1:
-            aligner = time_align(contract.sample_rate_hz, n_receivers, max_fill_s=MAX_FILL_S)
+            plan = (AlignmentSettings() if station is None else station.alignment).plan(
+                live=station is not None and station.is_live
+            )
+            clocks = plan.clocks
+            if station is not None and station.reference is not None:
+                reference = reference_clock_of(station, contract.receivers, plan.max_wait_s)
+                self._refer(reference, streams)
+                streams, clocks = [(reference, index) for index in range(n_receivers)], "trusted"
+            aligner = time_align(contract.sample_rate_hz, n_receivers, max_fill_s=MAX_FILL_S, clocks=clocks)
             self.blocks.append(aligner)
             for index, stream in enumerate(streams):
                 self.connect(stream, (aligner, index))
@@ -117,6 +127,22 @@ class localizer(gr.hier_block2):
         for message in ("control", "pdus"):
             self.message_port_register_hier_in(message)
             self.msg_connect(self, message, self.inference, message)
+
+    def _refer(self, reference: Any, streams: list[tuple[Any, int]]) -> None:
+        """Put the block that tells the receivers' clocks behind the streams."""
+        self.blocks.append(reference)
+        for index, stream in enumerate(streams):
+            self.connect(stream, (reference, index))
+        self.engine.observe("reference", reference.report)
+        health = self.engine.health
+
+        def told(names: list[str]) -> None:
+            if names:
+                health.report("reference_lost", f"no clock of {', '.join(names)}")
+            else:
+                health.clear("reference_lost")
+
+        reference.on_lost = told
 
     def set_min_confidence(self, min_confidence: float | None) -> None:
         """Below it a fix has no position; None is what the station says. Raises ConfigError outside 0 to 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +14,10 @@ from localize_core.alignment.reference import ReferenceClock, as_dict
 from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.model.compiled.propagation import along_surface
+from localize_core.model.contract import Receiver as ContractReceiver
 from localize_core.serving.settings import make_settings
 from localize_core.simulation.place import place_of
+from localize_core.station.config import Station
 
 from . import tags
 from .guard import WORK_DONE, guarded
@@ -25,6 +27,8 @@ CALLED_PRODUCE = int(gr.WORK_CALLED_PRODUCE)
 IDLE_S = 0.004
 END_S = 1.0
 """As time_align's."""
+PATIENCE_S = 5.0
+"""A stream this long whose clock is not known counts as lost."""
 
 
 class reference_clock(gr.basic_block):
@@ -89,6 +93,9 @@ class reference_clock(gr.basic_block):
         self._stamped = [False] * count
         self._told_error_s = [-1.0] * count
         self._locked: tuple[bool, ...] = ()
+        self._lost: list[str] = []
+        self.on_lost: Callable[[list[str]], None] = lambda names: None
+        """Called in the stream's thread with the receivers whose clocks are not known, when these change."""
 
     # As time_align does, for the same reasons.
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
@@ -181,14 +188,38 @@ class reference_clock(gr.basic_block):
         """A dict on the status port, and a line in the log, where a clock is found or lost."""
         status = self.clock.status
         locked = tuple(one.locked for one in status)
+        due = PATIENCE_S * self.clock.sample_rate_hz
+        lost = [
+            name
+            for index, name in enumerate(self._names)
+            if not locked[index] and (status[index].losses or self.nitems_read(index) > due)
+        ]
+        if lost != self._lost:
+            self._lost = lost
+            self.on_lost(lost)
         if locked == self._locked:
             return
-        lost = any(was and not now for was, now in zip(self._locked, locked, strict=False))
+        fewer = any(was and not now for was, now in zip(self._locked, locked, strict=False))
         self._locked = locked
         self.message_port_pub(STATUS_PORT, pmt.to_pmt(self.report()))
         names = [name for name, one in zip(self._names, locked, strict=True) if one]
-        (self.logger.warn if lost else self.logger.info)(f"clocks known: {', '.join(names) or 'none'}")
+        (self.logger.warn if fewer else self.logger.info)(f"clocks known: {', '.join(names) or 'none'}")
 
     def report(self) -> dict[str, Any]:
         """What is known of every receiver's clock, by its name."""
         return {name: as_dict(one) for name, one in zip(self._names, self.clock.status, strict=True)}
+
+
+def reference_clock_of(station: Station, receivers: Sequence[ContractReceiver], max_wait_s: float | None) -> Any:
+    """The block that a station's `[reference]` asks for."""
+    reference = station.reference
+    assert reference is not None
+    values = reference.model_dump(exclude={"name", "frequency_hz", "timing_sigma_ns"})
+    return reference_clock(
+        [(receiver.name, receiver.latitude, receiver.longitude, receiver.altitude_m) for receiver in receivers],
+        station.station.sample_rate_hz,
+        station.station.frequency_hz,
+        reference_hz=reference.frequency_hz,
+        max_wait_s=max_wait_s,
+        **values,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -69,6 +70,13 @@ class ReferenceSettings(BaseModel):
                 "choose another frequency_hz of the station, a higher rate or a smaller max_ppm"
             )
         return offset_hz
+
+    @property
+    def clock_sigma_ns(self) -> float:
+        """What a clock told by it may be off: its own delay, and the noise of a second's measurements at 10 dB."""
+        spread_hz = self.bandwidth_hz / math.sqrt(12.0)
+        noise_ns = 1e9 / (2.0 * math.pi * spread_hz * math.sqrt(10.0 * self.bandwidth_hz))
+        return math.hypot(self.timing_sigma_ns, noise_ns)
 
     def path_delays_s(self, receivers: Sequence[Placed], *, along_surface: bool) -> list[float]:
         """How long the reference takes to every receiver, along straight lines or the ground."""

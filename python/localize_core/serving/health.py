@@ -20,6 +20,7 @@ CONDITIONS: dict[str, str] = {
     "challenger_error": "the challenger's last inference failed or returned values that are not finite",
     "experiment_rolled_back": "the challenger missed a gate and serves no stream any more",
     "receiver_lost": "a receiver does not stream; the station goes on without it, and tries again",
+    "reference_lost": "a receiver's clock is not known, for it does not hear the reference; the others go on",
     "geometry_poor": "the emitter stands where the receivers' geometry hardly tells its place",
     "clock_offset": "a receiver's times are off by more than its station says: clock, cable or coordinates",
     "clock_jump": "a receiver's clock has jumped",

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from localize_core.addresses import checked_redis_url, without_password
+from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.alignment.settings import AlignmentSettings
 from localize_core.cache.settings import CacheSettings, SimilaritySettings
 from localize_core.errors import ConfigError
@@ -296,12 +297,15 @@ class Station(_Table):
     http: HttpTable | None = None
     cache: CacheSettings = CacheSettings()
     alignment: AlignmentSettings = AlignmentSettings()
+    reference: ReferenceSettings | None = None
     metrics: MetricsTable | None = None
     tracker: TrackerSettings | None = None
     scene: SceneConfig | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Station:
+        if self.reference is not None:
+            self._check_reference(self.reference)
         names = [receiver.name for receiver in self.receiver]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -310,6 +314,16 @@ class Station(_Table):
         if self.source_kind == "scene" and self.scene is None:
             raise ValueError("sources of kind 'scene' need a [scene] table")
         return self
+
+    def _check_reference(self, reference: ReferenceSettings) -> None:
+        if len(self.receiver) < 2:
+            raise ValueError("a [reference] compares the clocks of two receivers or more")
+        if self.alignment.clocks == "fitted":
+            raise ValueError("alignment.clocks='fitted': a [reference] tells true times; leave it out")
+        try:
+            reference.offset_hz(self.station.frequency_hz, self.station.sample_rate_hz)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
     @property
     def source_kind(self) -> str:
@@ -337,6 +351,8 @@ class Station(_Table):
         """Whether arrival times compare between receivers."""
         if self.station.common_clock is not None:
             return self.station.common_clock
+        if self.reference is not None:
+            return True
         if self.is_live:
             return share_clock(self) or getattr(self, "reference", None) is not None
         return self.source_kind != "none"  # stamps of recordings, or the scene's own clock; of others nothing is known
@@ -397,6 +413,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "control": ControlTable,
     "http": HttpTable,
     "alignment": AlignmentSettings,
+    "reference": ReferenceSettings,
     "cache": CacheSettings,
     "similar": SimilaritySettings,
     "metrics": MetricsTable,

@@ -103,7 +103,8 @@ def plan_station(station: Station) -> Plan:
             rate_hz, len(receivers), n_fft, hop, rows, lag_step, station.features.weighting, station.features.signal
         )
         # Nothing resamples the streams of a scene.
-        sample_ns = SAMPLE_SIGMA / rate_hz * 1e9 if station.played_scene is None else 0.0
+        resampled = station.played_scene is None or station.reference is not None
+        sample_ns = SAMPLE_SIGMA / rate_hz * 1e9 if resampled else 0.0
         sigma_ns = [math.hypot(value, sample_ns) for value in clock_ns]
         timing = TimingModel(config, tuple(value * 1e-9 * SPEED_OF_LIGHT_MPS for value in sigma_ns), path)
     if "log_mel" in channels:
@@ -327,6 +328,8 @@ def _is_one_radio(station: Station) -> bool:
 
 
 def _clock_sigma_ns(station: Station, recordings: list[Recording], index: int) -> float:
+    if station.reference is not None:
+        return float(f"{station.reference.clock_sigma_ns:.2g}")
     if _is_one_recording(station) or _is_one_radio(station):
         return ONE_CLOCK_SIGMA_NS
     sigma_ns = CLOCK_SIGMA_NS.get(station.source_kind, DISCIPLINED_SIGMA_NS)
