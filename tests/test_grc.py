@@ -85,7 +85,14 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"weighting": "scot"},
         {"signal": "real"},
     ],
-    "time_align": [{"sample_rate_hz": 0.0}, {"n_receivers": 0}, {"acquire_s": 0.0}, {"max_fill_s": -0.1}],
+    "time_align": [
+        {"sample_rate_hz": 0.0},
+        {"n_receivers": 0},
+        {"acquire_s": 0.0},
+        {"max_fill_s": -0.1},
+        {"max_wait_s": 1.0},
+        {"clocks": "trusted", "max_wait_s": 1.0, "max_fill_s": 0.6},
+    ],
     "onnx_inference": [
         {"model": ""},
         {"n_channels": -1},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from gnuradio import gr
+from localize_core.alignment.aligner import StreamReport
 from localize_core.alignment.settings import AlignmentSettings
 from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.engine.frames import warmup_frames
@@ -14,7 +17,6 @@ from localize_core.serving.engine import Engine
 from localize_core.serving.settings import make_settings
 from localize_core.station.config import ModelTable, Station, load_station
 from localize_core.station.engine import model_engine, station_engine
-from localize_core.station.plan import MAX_FILL_S
 
 from .counters import BlockCounters
 from .onnx_inference import onnx_inference
@@ -28,7 +30,7 @@ class localizer(gr.hier_block2):
 
     `source`: a station file (.toml), whose geometry is compiled or whose `[model]` names a model, or an ONNX file with
     a contract; or a localizer of one of these that has stopped, whose models go on here. `n_receivers` must be that of
-    the station. `align`: put the streams on a common time grid first, by their `rx_time` tags. The other parameters are
+    the station. `align`: put the streams on a common time grid first, by their `rx_time` tags, as the station says. The other parameters are
     those of onnx_inference; `time_steps` and `window_hop` of 0 take the station's, and so do a `min_confidence` and a
     `probability` of None (0.5 and 0.95 without a station). `name`: the station's name in fixes, its own if empty.
     `cache` and `cache_redis`, where empty: the station's, or without one "auto" and no Redis; `cache_similar` of False:
@@ -83,8 +85,8 @@ class localizer(gr.hier_block2):
         contract = engine.contract
         wanted = len(contract.receivers)
         if n_receivers != wanted:
-            names = ", ".join(receiver.name for receiver in contract.receivers)
-            raise ConfigError(f"n_receivers={n_receivers}: the model {contract.name} wants {wanted} ({names})")
+            wants = ", ".join(receiver.name for receiver in contract.receivers)
+            raise ConfigError(f"n_receivers={n_receivers}: the model {contract.name} wants {wanted} ({wants})")
 
         self.inference = onnx_inference(
             engine, station=engine.station, time_steps=time_steps, window_hop=window_hop, live=live
@@ -93,17 +95,28 @@ class localizer(gr.hier_block2):
             self.inference.count_on(before.inference)
         self.blocks: list[Any] = [self.inference]
         streams: list[tuple[Any, int]] = [(self, index) for index in range(n_receivers)]
-        if align and n_receivers > 1:
-            plan = (AlignmentSettings() if station is None else station.alignment).plan(
-                live=station is not None and station.is_live
-            )
+        # Streams that a flowgraph brings are a radio's if windows of them may be lost.
+        is_live = live if station is None or station.source_kind == "none" else station.is_live
+        plan = (AlignmentSettings() if station is None else station.alignment).plan(live=is_live)
+        # One receiver has nothing to be aligned with, but gaps, which end windows.
+        if align and (n_receivers > 1 or plan.max_wait_s is not None):
             clocks = plan.clocks
             if station is not None and station.reference is not None:
                 reference = reference_clock_of(station, contract.receivers, plan.max_wait_s)
                 self._refer(reference, streams)
                 streams, clocks = [(reference, index) for index in range(n_receivers)], "trusted"
-            aligner = time_align(contract.sample_rate_hz, n_receivers, max_fill_s=MAX_FILL_S, clocks=clocks)
+            aligner = time_align(
+                contract.sample_rate_hz,
+                n_receivers,
+                acquire_s=plan.acquire_s,
+                max_fill_s=plan.max_fill_s,
+                clocks=clocks,
+                max_wait_s=plan.max_wait_s,
+                replay=plan.max_wait_s is not None and not is_live,
+            )
             self.blocks.append(aligner)
+            names = [receiver.name for receiver in contract.receivers]
+            self.engine.observe("alignment", lambda: _fares(names, aligner.aligner.streams))
             for index, stream in enumerate(streams):
                 self.connect(stream, (aligner, index))
             streams = [(aligner, index) for index in range(n_receivers)]
@@ -158,6 +171,11 @@ class localizer(gr.hier_block2):
     def failure(self) -> Exception | None:
         """What ended one of the blocks inside, if one has failed."""
         return next((block.failure for block in self.blocks if block.failure is not None), None)
+
+
+def _fares(names: Sequence[str], streams: Sequence[StreamReport]) -> list[dict[str, Any]]:
+    """How each receiver's stream fares, for the status."""
+    return [{"receiver": name, **asdict(stream)} for name, stream in zip(names, streams, strict=True)]
 
 
 def _cache(station: CacheSettings, cache: str, redis: str, similar: bool) -> CacheSettings | None:
