@@ -21,7 +21,7 @@ from localize_core.errors import ConfigError, PublishError
 from localize_core.sinks.outbox import CAPACITY, OutboxFixSink, SendError, Transport
 from localize_core.tls import tls_context
 from localize_core.types.fix import Fix
-from localize_core.wire.cot import check_cot, fix_to_cot
+from localize_core.wire.cot import check_cot, fix_to_cot_events
 
 DECLARATION = b'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 """In front of each event, and nothing between it and the event before: so TAK's protocol 0 has it."""
@@ -35,7 +35,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class CotFixSink(OutboxFixSink):
-    """Sends an event for each fix to `url`:
+    """Sends an event for each fix, or for each of its tracks where it has any, to `url`:
 
     - `udp://HOST:PORT`, a datagram each; HOST may be a multicast group, such as TAK's 239.2.3.1:6969. It then leaves
       through the network interface of that name, if `interface` is not empty, and passes `multicast_ttl` - 1 routers.
@@ -45,8 +45,8 @@ class CotFixSink(OutboxFixSink):
       made out to, where that is not HOST.
 
     While the network or the server is away, `capacity` fixes wait, then the oldest are dropped and counted. `close()`
-    waits at most `linger_ms` for fixes to leave. A fix without a position has no event: it counts in `sent` as there is
-    nothing to send, and in `skipped`. `cot_type`, `stale_s`: see fix_to_cot.
+    waits at most `linger_ms` for fixes to leave. A fix without position and tracks has no event: it counts in `sent` as
+    there is nothing to send, and in `skipped`. `cot_type`, `stale_s`: see fix_to_cot.
 
     CoT has no acknowledgement. Sent means: left this machine (UDP); arrived at the other one, whatever becomes of it
     there (TCP, TLS). When a connection breaks, the last events may come twice; they carry the same uid and time.
@@ -75,7 +75,7 @@ class CotFixSink(OutboxFixSink):
         files = (ca_file, cert_file, key_file)
         if scheme != "tls" and (any(files) or server_name):
             raise ConfigError(f"url={url!r}: ca_file, cert_file, key_file and server_name are for tls://HOST:PORT")
-        make: Callable[[], Transport[bytes]]
+        make: Callable[[], Transport[list[bytes]]]
         if scheme == "udp":
             make = partial(_Datagrams, host, port, multicast_ttl, interface)
         elif scheme == "tls":
@@ -84,7 +84,7 @@ class CotFixSink(OutboxFixSink):
             make = partial(_Stream, host, port)
         self.skipped = 0
         self.cot_type, self.stale_s = cot_type, stale_s
-        super().__init__(url, make, self._event, capacity=capacity, linger_ms=linger_ms)
+        super().__init__(url, make, self._events, capacity=capacity, linger_ms=linger_ms)
 
     @property
     def sent(self) -> int:
@@ -96,7 +96,7 @@ class CotFixSink(OutboxFixSink):
 
         Raises ConfigError if the fix cannot be encoded.
         """
-        if fix.position is not None:
+        if fix.position is not None or fix.tracks:
             return super().publish(fix)
         if self._outbox.refuses():
             return False
@@ -104,10 +104,9 @@ class CotFixSink(OutboxFixSink):
             self.skipped += 1
         return True
 
-    def _event(self, fix: Fix) -> bytes:
-        event = fix_to_cot(fix, stale_s=self.stale_s, cot_type=self.cot_type)
-        assert event is not None
-        return DECLARATION + event.encode()
+    def _events(self, fix: Fix) -> list[bytes]:
+        events = fix_to_cot_events(fix, stale_s=self.stale_s, cot_type=self.cot_type)
+        return [DECLARATION + event.encode() for event in events]
 
 
 @contextlib.contextmanager
@@ -120,7 +119,7 @@ def _foreign_errors() -> Iterator[None]:
 
 
 class _Datagrams:
-    """An event a datagram."""
+    """A datagram for each of a fix's events."""
 
     def __init__(self, host: str, port: int, multicast_ttl: int, interface: str) -> None:
         self._host, self._port = host, port
@@ -149,11 +148,12 @@ class _Datagrams:
         except OSError as error:
             raise PublishError(f"no network interface {self._interface!r}") from error
 
-    def send(self, items: Sequence[bytes]) -> None:
+    def send(self, items: Sequence[list[bytes]]) -> None:
         assert self._socket is not None
         for number, item in enumerate(items):
             try:
-                self._socket.sendto(item, self._address)
+                for event in item:
+                    self._socket.sendto(event, self._address)
             except OSError as error:
                 too_long = error.errno == errno.EMSGSIZE
                 raise SendError(error.strerror or str(error), acknowledged=number, refused=int(too_long)) from error
@@ -186,9 +186,9 @@ class _Stream:
             self.check()
 
     @_foreign_errors()
-    def send(self, items: Sequence[bytes]) -> None:
+    def send(self, items: Sequence[list[bytes]]) -> None:
         assert self._socket is not None
-        left = memoryview(b"".join(items))
+        left = memoryview(b"".join(event for item in items for event in item))
         least, give_up_at_s, pause_s = math.inf, 0.0, 0.001
         while True:
             self.check()

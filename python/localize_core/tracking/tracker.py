@@ -226,13 +226,14 @@ class _Emitters:
         both = np.kron(np.eye(2), turn)
         covariance = both @ covariance @ both.T
         covariance = (covariance + covariance.T) / 2.0
+        (ee, en), (_, nn) = covariance[:2, :2].tolist()
         east_mps, north_mps = turn @ mean[2:]
         rows = tuple(tuple(row) for row in covariance.tolist())
         return TrackReport(
             id=each.id,
             state="confirmed" if each.last == now else "coasting",
             position=position,
-            uncertainty=Uncertainty.of_covariances(*covariance[[0, 0, 1], [0, 1, 1]].tolist(), self._probability),
+            uncertainty=Uncertainty.of_covariances(ee, en, nn, self._probability),
             east_mps=float(east_mps),
             north_mps=float(north_mps),
             covariance=cast("tuple[Row4, Row4, Row4, Row4]", rows),

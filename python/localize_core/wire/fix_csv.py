@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
-from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_to_dict
+from localize_core.types.fix import Fix, TrackReport
+from localize_core.wire.fix_json import fix_to_dict, format_timestamp
 
 CSV_FIELDS = (
     "station",
@@ -49,6 +50,32 @@ def fix_columns(fix: Fix) -> dict[str, Any]:
         "request_id": fix.id,
     }
     return {name: everything.get(name) for name in CSV_FIELDS}
+
+
+def track_columns(fix: Fix, track: TrackReport) -> dict[str, Any]:
+    """Text and numbers of one of the fix's tracks, for tables of tracks: the names are those of the JSON form."""
+    ellipse = track.uncertainty
+    return {
+        "station": fix.station,
+        "stream": fix.stream,
+        "sequence": fix.sequence,
+        "timestamp": format_timestamp(fix.timestamp - timedelta(seconds=track.lag_s)),
+        "track": track.id,
+        "state": track.state,
+        "latitude": float(track.position.latitude),
+        "longitude": float(track.position.longitude),
+        "semi_major_m": float(ellipse.semi_major_m),
+        "semi_minor_m": float(ellipse.semi_minor_m),
+        "azimuth_deg": float(ellipse.azimuth_deg) % 180.0,
+        "probability": float(ellipse.probability),
+        "east_mps": float(track.east_mps),
+        "north_mps": float(track.north_mps),
+        "speed_mps": float(track.speed_mps),
+        "course_deg": float(track.course_deg),
+        "updates": int(track.updates),
+        "age_s": float(track.age_s),
+        "idle_s": float(track.idle_s),
+    }
 
 
 def fix_to_csv_row(fix: Fix) -> list[Any]:

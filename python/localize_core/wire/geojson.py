@@ -7,15 +7,18 @@ from typing import Any
 
 from localize_core.types.fix import Fix, Position
 from localize_core.wire.ellipse import Ring, cut_ring, ellipse_ring, surrounds_pole
-from localize_core.wire.fix_csv import fix_columns
+from localize_core.wire.fix_csv import fix_columns, track_columns
 
 
 def fix_to_geojson(fix: Fix) -> dict[str, Any]:
     """The fix as one Feature: a collection of its position and its ellipse; no geometry where there is no position.
 
-    Ellipses are cut at the antimeridian. Raises ConfigError as `fix_to_dict` does.
+    Tracks are a property `tracks`, a list, where there are any. Ellipses are cut at the antimeridian. Raises
+    ConfigError as `fix_to_dict` does.
     """
     properties = fix_columns(fix)
+    if fix.tracks:
+        properties["tracks"] = [track_columns(fix, track) for track in fix.tracks]
     if fix.position is None or fix.uncertainty is None:
         return _feature(fix, properties, None)
     ring = ellipse_ring(fix.position, fix.uncertainty)
@@ -29,6 +32,7 @@ def feature_collection(fixes: Iterable[Fix]) -> dict[str, Any]:
 
     Unlike the Feature of `fix_to_geojson`, each has a single geometry: QGIS and others that keep a layer for each type
     of geometry show no collections. Both have all properties. Without a position there is one, without geometry.
+    Tracks follow, each with two Features of its own, whose properties are `track_columns`.
     Raises ConfigError as `fix_to_dict` does.
     """
     features = []
@@ -40,6 +44,11 @@ def feature_collection(fixes: Iterable[Fix]) -> dict[str, Any]:
             ellipse = _polygon(ellipse_ring(fix.position, fix.uncertainty))
             features.append(_feature(fix, properties, ellipse, "/ellipse"))
             features.append(_feature(fix, properties, _point(fix.position)))
+        for track in fix.tracks:
+            columns, suffix = track_columns(fix, track), f"/track-{track.id}"
+            ellipse = _polygon(ellipse_ring(track.position, track.uncertainty))
+            features.append(_feature(fix, columns, ellipse, f"{suffix}/ellipse"))
+            features.append(_feature(fix, columns, _point(track.position), suffix))
     return {"type": "FeatureCollection", "features": features}
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError
-from localize_core.types.fix import Position, Uncertainty
-from localize_core.wire.cot import check_cot, fix_to_cot
+from localize_core.types.fix import Position, TrackReport, Uncertainty
+from localize_core.wire.cot import check_cot, fix_to_cot, fix_to_cot_events
 from localize_core.wire.text import fix_line
 from lxml import etree
 
@@ -157,3 +157,47 @@ def test_type_has_to_be_one_of_the_schema(make_fix, cot_type):
 def test_what_is_not_finite_is_refused(make_fix):
     with pytest.raises(ConfigError, match="latitude"):
         fix_to_cot(make_fix(position=Position(math.nan, 0.0)))
+
+
+ROWS = ((4.0, 0.0, 1.0, 0.0), (0.0, 4.0, 0.0, 1.0), (1.0, 0.0, 2.0, 0.0), (0.0, 1.0, 0.0, 2.0))
+
+
+def track(number: int, **changes: object) -> TrackReport:
+    fields = {"east_mps": -3.0, "north_mps": 4.0, "lag_s": 0.5} | changes
+    return TrackReport(
+        number,
+        "confirmed",
+        Position(45.1, 7.4),
+        Uncertainty(20.0, 10.0, 0.0),
+        covariance=ROWS,
+        updates=7,
+        age_s=3.0,
+        idle_s=0.0,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("reason", [None, "silence"])
+def test_tracks_are_markers_of_their_own(make_fix, reason):
+    fix = make_fix(tracks=(track(1), track(7)), **({} if reason is None else {"reason": reason}))
+    events = [read_back(event) for event in fix_to_cot_events(fix)]
+    assert [event.get("uid") for event in events] == [f"gr-localize.demo.433920000.a1b2.{k}" for k in (1, 7)]
+    assert {event.get("time") for event in events} == {"2026-01-02T03:04:05.178Z"}
+    assert {event.get("stale") for event in events} == {"2026-01-02T03:05:05.678Z"}
+    for event in events:
+        assert event.find("point").get("lat") == "45.100000000"
+        assert dict(event.find("detail/track").attrib) == {"course": "323.13", "speed": "5.00"}
+        assert event.find("detail/shape/ellipse").get("angle") == "90.0"
+    together = fix_to_cot(fix)
+    assert together is not None
+    assert len(etree.fromstring(f"<all>{together}</all>")) == 2
+    assert "\n" not in together
+
+
+def test_course_stays_below_360_when_rounded(make_fix):
+    (event,) = fix_to_cot_events(make_fix(tracks=(track(1, east_mps=-1e-6, north_mps=1.0),)))
+    assert read_back(event).find("detail/track").get("course") == "0.00"
+
+
+def test_without_position_and_tracks_there_is_no_event(make_fix):
+    assert fix_to_cot_events(make_fix(reason="silence")) == []

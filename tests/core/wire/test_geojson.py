@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError
-from localize_core.types.fix import Position, Uncertainty
+from localize_core.types.fix import Position, TrackReport, Uncertainty
 from localize_core.wire.fix_csv import fix_columns
 from localize_core.wire.geojson import feature_collection, fix_to_geojson
 from shapely.geometry import shape
@@ -121,3 +121,21 @@ def test_what_is_not_finite_is_refused(make_fix):
         fix_to_geojson(make_fix(position=Position(math.nan, 0.0)))
     with pytest.raises(ConfigError, match="latitude"):
         feature_collection([make_fix(position=Position(math.nan, 0.0))])
+
+
+def test_tracks_are_features_of_a_collection(make_fix):
+    rows = ((1.0, 0.0, 0.0, 0.0),) * 4
+    place, ellipse = Position(45.2, 7.5), Uncertainty(5.0, 5.0, 0.0)
+    track = TrackReport(3, "coasting", place, ellipse, 3.0, 4.0, rows, 5, 2.0, 1.0, 0.5)
+    features = read_back(feature_collection([make_fix(tracks=(track,))]))["features"]
+    assert [feature["id"] for feature in features] == [
+        f"demo/a1b2/412{suffix}" for suffix in ("/ellipse", "", "/track-3/ellipse", "/track-3")
+    ]
+    assert features[3]["geometry"]["coordinates"] == [7.5, 45.2]
+    properties = features[3]["properties"]
+    assert properties == features[2]["properties"]
+    assert (properties["track"], properties["state"], properties["speed_mps"]) == (3, "coasting", 5.0)
+    assert properties["timestamp"] == "2026-01-02T03:04:05.178901Z"
+    alone = read_back(fix_to_geojson(make_fix(reason="silence", tracks=(track,))))
+    assert alone["geometry"] is None
+    assert alone["properties"]["tracks"] == [properties]

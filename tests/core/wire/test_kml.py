@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -9,7 +10,7 @@ from fastkml.features import Placemark
 from fastkml.utils import find_all
 from fastkml.validator import validate
 from localize_core.errors import ConfigError
-from localize_core.types.fix import Position, Uncertainty
+from localize_core.types.fix import Position, TrackReport, Uncertainty
 from localize_core.wire.fix_csv import fix_columns
 from localize_core.wire.kml import fixes_to_kml
 from shapely.geometry import shape
@@ -52,7 +53,7 @@ def test_each_station_has_a_folder_in_order_of_appearance(make_fix):
 def test_style_is_the_documents(make_fix):
     (document,) = read_back(fixes_to_kml([make_fix()])).features
     assert [placemark.style_url.url for placemark in document.features[0].features] == ["#fix"]
-    assert [style.id for style in document.styles] == ["fix"]
+    assert [style.id for style in document.styles] == ["fix", "track"]
 
 
 def test_fixes_without_a_position_are_counted(make_fix):
@@ -83,3 +84,24 @@ def test_ellipse_across_the_antimeridian_is_two_polygons(make_fix):
 def test_what_is_not_finite_is_refused(make_fix):
     with pytest.raises(ConfigError, match="longitude"):
         fixes_to_kml([make_fix(position=Position(0.0, math.inf))])
+
+
+def test_a_track_is_a_line_with_its_last_state(make_fix):
+    place = Position(45.0, 179.99)
+    rows = ((1.0, 0.0, 0.0, 0.0),) * 4
+    track = TrackReport(3, "confirmed", place, Uncertainty(5.0, 5.0, 0.0), 1.0, 0.0, rows, 5, 2.0, 0.0)
+    before = replace(track, position=Position(45.0, 179.98))
+    east = [replace(track, position=Position(45.0, -x), updates=6) for x in (179.99, 179.98)]
+    fixes = [make_fix(reason="silence", tracks=(each,)) for each in (before, track)]
+    fixes += [
+        make_fix(sequence=413, tracks=(east[0],)),
+        make_fix(reason="silence", tracks=(east[1], replace(track, id=4))),
+    ]
+    marks = placemarks(fixes_to_kml(fixes))
+    assert [mark.name for mark in marks] == ["2026-01-02T03:04:05.678901Z", "track 3", "track 4"]
+    last, first, second = (shape(part) for part in marks[1].geometry.geoms)
+    assert (last.x, last.y) == (-179.98, 45.0)
+    assert list(first.coords) == [(179.98, 45.0), (179.99, 45.0)]  # cut at the antimeridian
+    assert list(second.coords) == [(-179.99, 45.0), (-179.98, 45.0)]
+    data = {element.name: element.value for element in marks[1].extended_data.elements}
+    assert (data["updates"], data["speed_mps"], data["course_deg"]) == ("6", "1.0", "90.0")
