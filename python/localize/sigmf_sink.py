@@ -14,7 +14,7 @@ from localize_core.recorder.sigmf_writer import MIN_FREE_BYTES, PART_BYTES, Abou
 from localize_core.recorder.station_recorder import StationRecorder
 from localize_core.recorder.stream_recorder import StreamRecorder
 
-from .guard import guarded
+from .guard import WORK_DONE, guarded
 from .marks import next_marks
 
 
@@ -116,7 +116,8 @@ class _stream_sink(gr.sync_block):
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
-        assert self._stream is not None  # the scheduler calls start() first
+        if self._stream is None:  # could not be opened: GNU Radio goes on all the same
+            return WORK_DONE
         samples = input_items[0]
         self._stream.push(samples, next_marks(self, 0, len(samples)))
         return len(samples)
