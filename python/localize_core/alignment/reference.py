@@ -104,6 +104,11 @@ class ReferenceClock:
             raise ConfigError(f"n_streams={n_streams}: a reference compares two or more")
         if len(path_delays_s) != n_streams:
             raise ConfigError(f"path_delays_s: {len(path_delays_s)} of them for {n_streams} streams")
+        for name, value in (("sample_rate_hz", sample_rate_hz), ("frequency_hz", frequency_hz)):
+            if not (math.isfinite(value) and value > 0.0):
+                raise ConfigError(f"{name}={value}: must be positive")
+        if max_wait_s is not None and not (math.isfinite(max_wait_s) and max_wait_s > 0.0):
+            raise ConfigError(f"max_wait_s={max_wait_s}: must be positive, or None to wait for all")
         self.settings, self.sample_rate_hz, self.frequency_hz = settings, float(sample_rate_hz), float(frequency_hz)
         offset_hz = settings.offset_hz(frequency_hz, sample_rate_hz)
         self._margin_hz = settings.margin_hz(frequency_hz)

@@ -64,7 +64,7 @@ class ReferenceSettings(BaseModel):
         reach_hz = abs(offset_hz) + max(FADED * self.bandwidth_hz, self.bandwidth_hz / 2.0 + self.margin_hz(station_hz))
         if reach_hz > USABLE_BAND * sample_rate_hz:
             raise ConfigError(
-                f"reference.frequency_hz={self.frequency_hz:g} with bandwidth_hz={self.bandwidth_hz:g} and "
+                f"reference.frequency_hz={self.frequency_hz} with bandwidth_hz={self.bandwidth_hz} and "
                 f"max_ppm={self.max_ppm:g} reaches {reach_hz:g} Hz from the station's {station_hz:g}: at most "
                 f"{USABLE_BAND:g} times sample_rate_hz={sample_rate_hz:g}, which is {USABLE_BAND * sample_rate_hz:g}; "
                 "choose another frequency_hz of the station, a higher rate or a smaller max_ppm"

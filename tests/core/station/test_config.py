@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.errors import ConfigError
 from localize_core.station.config import HttpTable, MetricsTable, Station, load_station, parse_station
 from localize_core.tracking.settings import TrackerSettings
@@ -37,6 +38,15 @@ east = 8.2
 
 [scene]
 track = [[47.0, 8.0]]
+"""
+
+REFERENCE_HZ = 100.01e6
+REFERENCE = f"""
+[reference]
+latitude = 47.0
+longitude = 8.1
+frequency_hz = {REFERENCE_HZ}
+bandwidth_hz = 1000.0
 """
 
 HOUSE_PLAN = """
@@ -76,7 +86,7 @@ def with_table(table: str, line: str) -> str:
     """MINIMAL with one more line in a table, which may be there already with another value of that key."""
     key = line.split("=")[0].strip()
     lines, inside, done = [], False, False
-    for old in MINIMAL.splitlines():
+    for old in (MINIMAL + REFERENCE * (table == "[reference]")).splitlines():
         if old.startswith("["):
             inside = old == table and not done
         if inside and old.split("=")[0].strip() == key:
@@ -165,6 +175,24 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[tracker]", "common", [0.0, 0.99], [-0.1, 1.0]),
     ("[tracker]", "lag_s", [0.0, 600.0], [-0.1, 601.0]),
     ("[tracker]", "max_tracks", [1, 256], [0, 257]),
+    *(
+        ("[reference]", key, good, bad)
+        for key, good, bad in [
+            ("name", ["x"], [""]),
+            ("latitude", [-90.0, 90.0], [-90.1, 91.0, "north"]),
+            ("longitude", [-180.0, 180.0], [-181.0, 180.5]),
+            ("altitude_m", [-500.0, 50e3], [-501.0, 60e3]),
+            ("frequency_hz", [REFERENCE_HZ], [0.0, 1e9]),
+            ("bandwidth_hz", [100.0], [0.0, -1.0, 90e6]),
+            ("carrier", ["shared", "independent"], ["none"]),
+            ("max_ppm", [0.1, 20.0], [0.0, 201.0]),
+            ("search_s", [0.001, 10.0], [0.0, 11.0]),
+            ("block_s", [0.02, 2.0], [0.0, 2.1]),
+            ("wander_ppb", [0.1, 1000.0], [0.0, 1001.0]),
+            ("max_error_ns", [1.0, 1e6], [0.0, 2e6]),
+            ("timing_sigma_ns", [0.0, 1e6], [-1.0, 2e6]),
+        ]
+    ),
     ("[alignment]", "clocks", ["fitted", "trusted"], ["true", ""]),
     ("[alignment]", "max_wait_s", [0.01, 60.0], [0.0, -1.0, 61.0]),
     ("[alignment]", "fill_gaps_s", [0.0, 60.0], [-0.1, 61.0]),
@@ -262,6 +290,7 @@ def test_every_key_has_a_range_or_a_reason():
         table = Station.model_fields[name].annotation
         assert table is not None
         assert {key for tab, key in tested if tab == name} == set(table.model_fields)
+    assert {key for tab, key in tested if tab == "reference"} == set(ReferenceSettings.model_fields)
     assert {key for tab, key in tested if tab == "http"} == set(HttpTable.model_fields)
     assert {key for tab, key in tested if tab == "metrics"} == set(MetricsTable.model_fields)
     assert {key for tab, key in tested if tab == "tracker"} == set(TrackerSettings.model_fields)
@@ -276,6 +305,7 @@ def test_every_key_has_a_range_or_a_reason():
         ("[features]", "features.colour"),
         ("[propagation]", "propagation.colour"),
         ("[model]", "model.colour"),
+        ("[reference]", "reference.colour"),
         ("[alignment]", "alignment.colour"),
         ("[tracker]", "tracker.colour"),
         ("[cache]", "cache.colour"),
@@ -472,3 +502,20 @@ def test_a_token_in_the_station_file_is_not_repeated():
     with pytest.raises(ConfigError, match=r"http\.token: unknown key.*token_file") as raised:
         parse(with_table("[http]", 'token = "0123456789abcdef"'))
     assert "0123456789" not in str(raised.value)
+
+
+def test_a_reference_makes_a_common_clock():
+    text = MINIMAL.replace('source = { kind = "scene" }\n', "")
+    assert not parse(text).has_common_clock
+    assert parse(text + REFERENCE).has_common_clock
+    assert not parse(text.replace("[station]", "[station]\ncommon_clock = false") + REFERENCE).has_common_clock
+
+
+def test_a_reference_that_cannot_be_heard_is_refused():
+    with pytest.raises(ConfigError, match=r"reference\.frequency_hz=100030000\.0.*at most 0\.45"):
+        parse(MINIMAL + REFERENCE.replace("100010000.0", "100030000.0"))
+    one = MINIMAL[: MINIMAL.index('[[receiver]]\nname = "south"')] + MINIMAL[MINIMAL.index("[area]") :]
+    with pytest.raises(ConfigError, match="two receivers or more"):
+        parse(one + REFERENCE)
+    with pytest.raises(ConfigError, match="fitted"):
+        parse(MINIMAL + REFERENCE + '[alignment]\nclocks = "fitted"\n')
