@@ -29,12 +29,12 @@ class localizer(gr.hier_block2):
     """N complex streams, in the order of the station's receivers, to `fix` and `status` messages.
 
     `source`: a station file (.toml), whose geometry is compiled or whose `[model]` names a model, or an ONNX file with
-    a contract; or a localizer of one of these that has stopped, whose models go on here. `n_receivers` must be that of
-    the station. `align`: put the streams on a common time grid first, by their `rx_time` tags, as the station says. The other parameters are
-    those of onnx_inference; `time_steps` and `window_hop` of 0 take the station's, and so do a `min_confidence` and a
-    `probability` of None (0.5 and 0.95 without a station). `name`: the station's name in fixes, its own if empty.
-    `cache` and `cache_redis`, where empty: the station's, or without one "auto" and no Redis; `cache_similar` of False:
-    the station's as well.
+    a contract; or a localizer of one of these that has stopped, whose models go on here. `n_receivers` must be that
+    of the station. `align`: put the streams on a common time grid first, by their `rx_time` tags, as the station
+    says. The other parameters are those of onnx_inference; `time_steps` and `window_hop` of 0 take the station's,
+    and so do a `min_confidence` and a `probability` of None (0.5 and 0.95 without a station). `name`: the station's
+    name in fixes, its own if empty. `cache` and `cache_redis`, where empty: the station's, or without one "auto"
+    and no Redis; `cache_similar` of False: the station's as well.
 
     Raises ConfigError, ModelError or SourceError before the flowgraph starts.
     """

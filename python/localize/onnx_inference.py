@@ -262,6 +262,8 @@ class onnx_inference(gr.sync_block):
     def count_on(self, before: onnx_inference) -> None:
         """Before the flowgraph starts: go on with the account of a block that has stopped."""
         self._ended, self._cut_off = before._ended, before._cut_off
+        self._assembler.count_on(before._assembler)
+        self._frame_count = self._assembler.count
 
     def finish(self, timeout_s: float) -> None:
         """Take no more windows and wait until those taken are answered: for a live stream that is about to be cut."""

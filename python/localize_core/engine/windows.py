@@ -83,6 +83,13 @@ class WindowAssembler:
         told = (self._offered, self._interrupted, self._skipped, self._fresh)
         return FrameCount(sum(told), *told, windows=self._windows)
 
+    def count_on(self, before: WindowAssembler) -> None:
+        """Go on with the account of another, which has come to its end."""
+        before.restart(0)
+        told = before.count
+        self._offered, self._interrupted = told.offered, told.interrupted
+        self._skipped, self._windows = told.skipped, told.windows
+
     def push(self, features: np.ndarray, level_db: np.ndarray, flags: np.ndarray) -> list[Window]:
         """Take frames (n, channels, rows) with levels and flags (n, receivers); return the windows they complete."""
         complete = []

@@ -135,3 +135,48 @@ def test_history_answers_as_if_nothing_was_forgotten(entries, asked, span):
         expected = before[-1] if before else soon[0] if soon else None
         found = history.at(frame, frame + span)
         assert found == (None if expected is None else (expected, f"value {expected}"))
+
+
+@settings(deadline=None)
+@given(
+    time_steps=st.integers(1, 9),
+    window_hop=st.integers(1, 14),
+    turns=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), min_size=1, max_size=8),
+)
+def test_every_frame_is_accounted_for(time_steps, window_hop, turns):
+    """Against a list of what became of each frame, with boundaries (skips) between runs of frames."""
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=time_steps, window_hop=window_hop)
+    at = offered = interrupted = windows = 0
+    for is_boundary, count in turns:
+        if is_boundary:
+            assembler.skip(count)
+            at += count
+            continue
+        found = assembler.push(*frames(count, start=at))
+        starts = range(0, count, window_hop)
+        whole = [start for start in starts if start + time_steps <= count]
+        assert [window.first_frame for window in found] == [at + start for start in whole]
+        offered += len({frame for start in whole for frame in range(start, start + time_steps)})
+        begun = {frame for start in starts for frame in range(start, min(start + time_steps, count))}
+        kept = {frame for start in whole for frame in range(start, start + time_steps)}
+        interrupted += len(begun - kept)
+        windows += len(starts) - len(whole)
+        at += count
+        assembler.skip(0)
+    told = assembler.count
+    assert (told.taken, told.offered, told.interrupted, told.windows) == (at, offered, interrupted, windows)
+    assert told.taken == told.offered + told.interrupted + told.skipped + told.held
+    other = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=time_steps, window_hop=window_hop)
+    other.count_on(assembler)
+    assert other.count == told
+
+
+def test_an_absent_receiver_is_of_no_use_and_nothing_else_is_said_of_it():
+    features, level_db, flags = frames(4)
+    flags[:] = 0
+    flags[:, 1] = SampleFlag.ABSENT | SampleFlag.SILENT
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=4, window_hop=4)
+    (window,) = assembler.push(features, level_db, flags)
+    assert window.unusable.tolist() == [False, True]
+    assert window.flags == (SampleFlag(0), SampleFlag.ABSENT)
+    assert np.isnan(window.level_db).tolist() == [False, True]
