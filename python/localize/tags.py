@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pmt
+from localize_core.engine.windows import frames_across
 from localize_core.types.fix import Alignment, TimeSource
 from localize_core.types.time import shift_time
 
@@ -171,20 +172,31 @@ def forward_to_frames(block: Any, n_outputs: int, n_frames: int, hop: int, sampl
             boundary = boundary_from_pmt(value)
             if boundary is None:
                 continue
-            value = boundary_to_pmt(boundary[0], -(-(sample + n_fft) // hop) - 1)
+            value = boundary_to_pmt(boundary[0], frames_across(sample, n_fft, hop))
         if not any(pmt.eq(tag.key, own) for own in (FEATURES, LEVELS, FLAGS)):
             write(block, n_outputs, frame, tag.key, value)
 
 
 def incoming_flags(block: Any, n_receivers: int, n_frames: int, hop: int) -> np.ndarray:
-    """What `localize_flags` tags on the inputs' next samples say of frames: int32, (n_frames, n_receivers)."""
+    """What `localize_flags` tags on the inputs' next samples say of frames: int32, (n_frames, n_receivers).
+
+    A frame that a boundary falls into has the flags from there on: what was before is over, and no window has it.
+    """
     flags = np.zeros((n_frames, n_receivers), np.int32)
     for receiver in range(n_receivers):
         first = block.nitems_read(receiver)
-        for tag in block.get_tags_in_range(receiver, first, first + n_frames * hop, FLAGS):
-            if pmt.is_s32vector(tag.value):
+        found = block.get_tags_in_range(receiver, first, first + n_frames * hop, FLAGS)
+        if not found:
+            continue
+        edges: dict[int, int] = {}
+        for tag in block.get_tags_in_range(receiver, first, first + n_frames * hop, BOUNDARY):
+            frame = (tag.offset - first) // hop
+            edges[frame] = max(edges.get(frame, 0), tag.offset)
+        for tag in found:
+            frame = (tag.offset - first) // hop
+            if pmt.is_s32vector(tag.value) and tag.offset >= edges.get(frame, 0):
                 for bits in pmt.s32vector_elements(tag.value):
-                    flags[(tag.offset - first) // hop, receiver] |= bits
+                    flags[frame, receiver] |= bits
     return flags
 
 
