@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 import uuid
@@ -17,10 +16,9 @@ from localize_core.cache.settings import cache_settings
 from localize_core.engine.frame_values import FrameValues
 from localize_core.engine.history import History
 from localize_core.engine.locator import WindowContext
-from localize_core.engine.windows import FrameCount, Window, WindowAssembler
+from localize_core.engine.windows import FrameCount, Window, WindowAssembler, frames_across
 from localize_core.engine.worker import InferenceWorker, QueueState
 from localize_core.errors import ConfigError, EngineError, ModelError
-from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
 from localize_core.serving.engine import Engine
 from localize_core.serving.requests import MAX_REQUESTS, Request
@@ -40,7 +38,6 @@ REPORT_S = 1.0
 """From one status about lost windows to the next."""
 TIME_JUMP_S = 1e-6
 """Where nothing aligns the streams: a time that is off by more than this and half a sample follows a loss."""
-LASTING = int(SampleFlag.UNALIGNED | SampleFlag.ABSENT)
 NO_QUEUE = QueueState(0, 0, 0, 0, 0, 0.0)
 
 _Job = tuple[Window, WindowContext]
@@ -205,9 +202,7 @@ class onnx_inference(gr.sync_block):
         self._sequence = 0
         self._frames = 0
         self._warmup = 0
-        self._skip = 0
-        self._assembler.restart(0)
-        self._lasting = np.zeros(len(self.contract.receivers), np.int32)
+        self._assembler.reset()
         self._is_aligned = False
         self._rate_hz = self.contract.sample_rate_hz
         self._time: tuple[int, tuple[int, float]] | None = None
@@ -390,28 +385,13 @@ class onnx_inference(gr.sync_block):
             count = self._first
         level_db, flags = self._read_tags(count)
         features = np.stack([frames[:count] for frames in input_items], axis=1)
-        # The boundaries among these frames part them; those just after one are left out, as the first of all are.
-        edges = sorted({0, *(frame - self._frames for frame in self._boundaries), count})
-        for first, end in itertools.pairwise(edges):
-            boundary = self._boundaries.pop(self._frames + first, None)
-            if boundary is not None:
-                self._skip = max(self._skip, boundary)
-                self._assembler.skip(0)
-                self._lasting[:] = 0
-            # time_align repeats these flags more rarely than some frames come; they hold until a boundary.
-            self._lasting |= np.bitwise_or.reduce(flags[first:end], axis=0, initial=0) & LASTING
-            flags[first:end] |= self._lasting
-            skipped = min(self._skip, end - first)
-            if skipped:
-                self._assembler.skip(skipped)
-                self._skip -= skipped
-            inside = slice(first + skipped, end)
-            for window in self._assembler.push(features[inside], level_db[inside], flags[inside]):
-                if self._finishing:
-                    self._cut_off += 1
-                    continue
-                self._worker.submit((window, self._context(window)))
-                self._sequence += 1
+        for window in self._assembler.push(features, level_db, flags, self._boundaries):
+            if self._finishing:
+                self._cut_off += 1
+                continue
+            self._worker.submit((window, self._context(window)))
+            self._sequence += 1
+        self._boundaries.clear()
         self._frame_count = self._assembler.count
         self._frames += count
         if not self._live:
@@ -497,7 +477,8 @@ class onnx_inference(gr.sync_block):
     def _part_unaligned(self, frame: int) -> None:
         """The same where no time_align does it. Where in the frame the sample lies is not known: as late as can be."""
         if not self._is_aligned:
-            self._part(frame, -(-(self.contract.hop - 1 + self.contract.n_fft) // self.contract.hop) - 1)
+            hop = self.contract.hop
+            self._part(frame, frames_across(hop - 1, self.contract.n_fft, hop))
 
     def _check_features(self, port: int, value: Any) -> None:
         wanted, found = self._parameters[port], tags.features_from_pmt(value)
@@ -509,7 +490,7 @@ class onnx_inference(gr.sync_block):
             both = ", ".join(f"{key}={wanted[key]!r} (input gives {configuration.get(key)!r})" for key in differing)
             raise ModelError(f"input {port}: the model {self.contract.name} wants {both}")
         if warmup_frames > self._warmup:
-            self._skip += max(warmup_frames - max(self._warmup, self._frames), 0)
+            self._assembler.skip(max(warmup_frames - max(self._warmup, self._frames), 0))
             self._warmup = warmup_frames
 
     def _context(self, window: Window) -> WindowContext:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -14,6 +16,8 @@ from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
 
 GROUP_S = 0.025
+LASTING = int(SampleFlag.UNALIGNED | SampleFlag.ABSENT)
+"""Flags that hold from a boundary to the next."""
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -75,6 +79,8 @@ class WindowAssembler:
         self._held = 0
         self._fresh = 0  # of those held, how many are in no complete window
         self._skip = 0
+        self._pending = 0
+        self._lasting = np.zeros(receivers, np.int32)
         self._offered = self._interrupted = self._skipped = self._windows = 0
 
     @property
@@ -90,8 +96,48 @@ class WindowAssembler:
         self._offered, self._interrupted = told.offered, told.interrupted
         self._skipped, self._windows = told.skipped, told.windows
 
-    def push(self, features: np.ndarray, level_db: np.ndarray, flags: np.ndarray) -> list[Window]:
-        """Take frames (n, channels, rows) with levels and flags (n, receivers); return the windows they complete."""
+    @property
+    def next_frame(self) -> int:
+        """The number of the frame that is pushed next."""
+        return self._first + self._held
+
+    def push(
+        self,
+        features: np.ndarray,
+        level_db: np.ndarray,
+        flags: np.ndarray,
+        boundaries: Mapping[int, int] | None = None,
+    ) -> list[Window]:
+        """Take frames (n, channels, rows) with levels and flags (n, receivers); return the windows they complete.
+
+        `boundaries`: numbers of frames before which a window ends at the latest, and how many frames from each on have
+        seen both sides: these are in no window. Whether a receiver is absent or unaligned is decided until the next
+        boundary by the first frame that says so.
+        """
+        complete: list[Window] = []
+        start, count = self.next_frame, len(features)
+        inside = {frame - start: reaching for frame, reaching in (boundaries or {}).items()}
+        for first, end in itertools.pairwise(sorted({0, *inside, count})):
+            if first in inside:
+                self.restart(start + first)
+                self._pending = max(self._pending, inside[first])
+                self._lasting[:] = 0
+            lasting = np.bitwise_or.accumulate(flags[first:end] & LASTING, axis=0) | self._lasting
+            self._lasting = lasting[-1]
+            skipped = min(self._pending, end - first)
+            if skipped:
+                self._pending -= skipped
+                self._skipped += skipped
+                self.restart(start + first + skipped)
+            taken = slice(first + skipped, end)
+            complete += self._take(features[taken], level_db[taken], flags[taken] | lasting[skipped:])
+        return complete
+
+    def skip(self, frames: int) -> None:
+        """So many of the next frames are in no window."""
+        self._pending += frames
+
+    def _take(self, features: np.ndarray, level_db: np.ndarray, flags: np.ndarray) -> list[Window]:
         complete = []
         taken, count = 0, len(features)
         while taken < count:
@@ -113,16 +159,17 @@ class WindowAssembler:
             taken += step
         return complete
 
+    def reset(self) -> None:
+        """As before the first frame, but for the account."""
+        self.restart(0)
+        self._pending = 0
+        self._lasting[:] = 0
+
     def restart(self, frame: int) -> None:
         """Drop what is held: the next frame pushed is number `frame`, and begins a window."""
         self._windows += -(-self._held // self.window_hop)
         self._interrupted += self._fresh
         self._first, self._held, self._fresh, self._skip = frame, 0, 0, 0
-
-    def skip(self, frames: int) -> None:
-        """So many frames are left out, just before the next ones that are pushed."""
-        self._skipped += frames
-        self.restart(self._first + self._held + frames)
 
     def _window(self) -> Window:
         flags = np.bitwise_or.reduce(self._flags, axis=0)
@@ -154,6 +201,11 @@ class WindowAssembler:
         for array in (self._features, self._level_db, self._flags):
             array[:kept] = array[self.time_steps - kept :].copy()
         self._held = kept
+
+
+def frames_across(sample: int, n_fft: int, hop: int) -> int:
+    """How many frames see samples of both sides of a boundary, from the one on whose new sample `sample` it lies at."""
+    return -(-(sample + n_fft) // hop) - 1
 
 
 def frame_groups(time_steps: int, window_hop: int, warmup: int, hop_s: float) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from localize_core.engine.history import History
-from localize_core.engine.windows import Window, WindowAssembler, frame_groups
+from localize_core.engine.windows import Window, WindowAssembler, frame_groups, frames_across
 from localize_core.errors import ConfigError
 from localize_core.features.quality import SampleFlag
 
@@ -19,7 +19,7 @@ def frames(count: int, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarr
     number = np.arange(start, start + count)
     features = number[:, None, None] + np.arange(CHANNELS * ROWS).reshape(CHANNELS, ROWS) / 100.0
     level_db = -number[:, None] - np.array([0.0, 0.5])
-    flags = np.stack([1 << number % 5, 1 << number % 3], axis=1)
+    flags = np.stack([np.array([1, 2, 4, 16, 20])[number % 5], 1 << number % 3], axis=1)
     return features.astype(np.float32), level_db.astype(np.float32), flags.astype(np.int32)
 
 
@@ -141,18 +141,17 @@ def test_history_answers_as_if_nothing_was_forgotten(entries, asked, span):
 @given(
     time_steps=st.integers(1, 9),
     window_hop=st.integers(1, 14),
-    turns=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), min_size=1, max_size=8),
+    turns=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), min_size=1, max_size=8),
 )
 def test_every_frame_is_accounted_for(time_steps, window_hop, turns):
     """Against a list of what became of each frame, with boundaries (skips) between runs of frames."""
     assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=time_steps, window_hop=window_hop)
     at = offered = interrupted = windows = 0
-    for is_boundary, count in turns:
-        if is_boundary:
-            assembler.skip(count)
-            at += count
-            continue
-        found = assembler.push(*frames(count, start=at))
+    for skipped, count in turns:
+        left_out = frames(skipped, start=at)
+        assert assembler.push(*left_out, boundaries={at: skipped} if skipped else {}) == []
+        at += skipped
+        found = assembler.push(*frames(count, start=at), boundaries={at: 0})
         starts = range(0, count, window_hop)
         whole = [start for start in starts if start + time_steps <= count]
         assert [window.first_frame for window in found] == [at + start for start in whole]
@@ -162,7 +161,7 @@ def test_every_frame_is_accounted_for(time_steps, window_hop, turns):
         interrupted += len(begun - kept)
         windows += len(starts) - len(whole)
         at += count
-        assembler.skip(0)
+    assembler.restart(at)
     told = assembler.count
     assert (told.taken, told.offered, told.interrupted, told.windows) == (at, offered, interrupted, windows)
     assert told.taken == told.offered + told.interrupted + told.skipped + told.held
@@ -180,3 +179,29 @@ def test_an_absent_receiver_is_of_no_use_and_nothing_else_is_said_of_it():
     assert window.unusable.tolist() == [False, True]
     assert window.flags == (SampleFlag(0), SampleFlag.ABSENT)
     assert np.isnan(window.level_db).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("sizes", [[1], [5, 3], [100]])
+def test_unaligned_and_absent_hold_until_a_boundary(sizes):
+    features, level_db, flags = frames(24)
+    flags[:] = 0
+    flags[2, 0], flags[12, 1] = SampleFlag.UNALIGNED, SampleFlag.ABSENT
+    assembler = WindowAssembler(CHANNELS, ROWS, RECEIVERS, time_steps=4, window_hop=4)
+    windows, at, turn = [], 0, 0
+    while at < 24:
+        part = slice(at, at + sizes[turn % len(sizes)])
+        inside = {frame: 0 for frame in (12, 20) if part.start <= frame < part.stop}
+        windows += assembler.push(features[part], level_db[part], flags[part], inside)
+        at, turn = part.stop, turn + 1
+    none, unaligned, absent = SampleFlag(0), SampleFlag.UNALIGNED, SampleFlag.ABSENT
+    assert [window.flags for window in windows] == [*[(unaligned, none)] * 3, *[(none, absent)] * 2, (none, none)]
+
+
+@given(sample=st.integers(0, 40), n_fft=st.integers(1, 50), hop=st.integers(1, 20), frame=st.integers(0, 5))
+def test_frames_across_a_boundary_are_those_that_see_both_sides(sample, n_fft, hop, frame):
+    sample %= hop
+    at = frame * hop + sample
+    spans = {k: ((k + 1) * hop - n_fft, (k + 1) * hop) for k in range(frame, frame + 200)}
+    clean = [k for k, (first, _) in spans.items() if first >= at]
+    assert frame + frames_across(sample, n_fft, hop) == clean[0]
+    assert frame * hop <= at  # the frame before has seen nothing of what comes after
