@@ -19,6 +19,7 @@ from localize_apps.main import main
 from localize_apps.runner import RunResult, run_station
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError
+from localize_core.geodesy import GEOD
 from localize_core.simulation.config import SceneConfig
 from localize_core.simulation.scene import Scene
 from localize_core.station.config import Station, parse_station
@@ -68,7 +69,7 @@ def folder(tmp_path, monkeypatch, model_cache) -> Path:
 def heard() -> np.ndarray:
     """What each place hears of the emitter, 0.4 s: complex, (place, sample)."""
     config = SceneConfig(bandwidth_hz=100e3, track=[list(EMITTER)], seed=3)
-    station = parse_station(STATION + receivers(["h:1"] * 0 + [f"h:{k}" for k in range(1, 5)]), folder=Path())
+    station = parse_station(STATION + receivers([f"h:{k}" for k in range(1, 5)]), folder=Path())
     scene = Scene(config, station.receiver, sample_rate_hz=RATE_HZ, frequency_hz=433.92e6)
     return np.stack(scene.samples(0, 100_000))
 
@@ -127,7 +128,7 @@ class Run:
         deadline = time.monotonic() + WAIT_S
         while not condition():
             assert self._thread.is_alive(), (self.result, self.error)
-            assert time.monotonic() < deadline, (len(self.fixes), self.alive[-1:])
+            assert time.monotonic() < deadline, (self.fixes[-1:], self.alive[-1:])
             time.sleep(0.02)
 
     def more(self, count: int = 3) -> list[Fix]:
@@ -231,6 +232,58 @@ def test_what_a_driver_can_never_do_ends_the_run_at_once(folder, servers, capsys
     (folder / "station.toml").write_text(text)
     assert main(["run", "station.toml"]) == 2
     assert "sample_rate_hz" in capsys.readouterr().err
+
+
+# four receivers
+
+
+def used(fix: Fix) -> set[str]:
+    return {receiver.name for receiver in fix.receivers if receiver.used}
+
+
+def absent(fix: Fix) -> set[str]:
+    return {receiver.name for receiver in fix.receivers if "absent" in receiver.flags}
+
+
+def test_receivers_are_cut_and_restored(folder, run, servers):
+    """One after the other, then all. GR_LOCALIZE_CUTS=20 takes some minutes."""
+    everyone = {name for name, *_ in PLACES}
+    served = servers(4)
+    station = run(station_of(served))
+    station.until(lambda: station.fixes and used(station.fixes[-1]) == everyone)
+    for number in range(int(os.environ.get("GR_LOCALIZE_CUTS", "2"))):
+        place = number % 4
+        name = PLACES[place][0]
+        served[place].refuse()
+        station.until(lambda: absent(station.fixes[-1]) == {name})  # noqa: B023  it is over before the next turn
+        fixes = station.more(5)
+        assert all(used(fix) == everyone - {name} for fix in fixes)
+        assert all(fix.status == "ok" for fix in fixes), fixes
+        served[place].restart()
+        station.until(lambda: used(station.fixes[-1]) == everyone)
+    for server in served:
+        server.refuse()
+    station.until(lambda: all(station.state(name) == "absent" for name in everyone))
+    before = len(station.fixes)
+    for server in served:
+        server.restart()
+    station.until(lambda: all(station.state(name) == "streaming" for name in everyone))
+    station.until(lambda: len(station.fixes) > before and used(station.fixes[-1]) == everyone)
+    fixes = station.more(3)
+    result = station.stop()
+    assert result.failure is None
+    assert len({fix.stream for fix in station.fixes}) == 1
+    for fix in fixes:
+        assert fix.status == "ok", fix
+        error_m = GEOD.inv(fix.position.longitude, fix.position.latitude, EMITTER[1], EMITTER[0])[2]
+        assert error_m < 2.0 * fix.uncertainty.semi_major_m
+    told = station.alive[-1]
+    windows = told["windows"]
+    gone = windows["served"] + sum(windows["dropped"].values()) + windows["waiting"] + windows["answering"]
+    assert windows["offered"] == gone
+    for receiver in told["receivers"].values():
+        assert receiver["taken"] == receiver["delivered"] + receiver["dropped"] + receiver["waiting"]
+    assert published(folder) == station.fixes
 
 
 # the graph
