@@ -57,7 +57,7 @@ EXTRAS = {
         "uvicorn": "0.27",
         "uvloop": "0.19",
     },
-    "sigmf": {"sigmf": "1.14"},
+    "sigmf": {"sigmf": "1.14", "tomli-w": "1"},
     "track": {"stonesoup": "1.9"},
     "train": {"onnxscript": "0.2", "torch": "2.5"},
     "triton": {"pybreaker": "1.2", "tritonclient": "2.40"},
