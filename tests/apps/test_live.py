@@ -264,11 +264,11 @@ def test_receivers_are_cut_and_restored(folder, run, servers):
     for server in served:
         server.refuse()
     station.until(lambda: all(station.state(name) == "absent" for name in everyone))
-    before = len(station.fixes)
+    restored_s = time.time()
     for server in served:
         server.restart()
     station.until(lambda: all(station.state(name) == "streaming" for name in everyone))
-    station.until(lambda: len(station.fixes) > before and used(station.fixes[-1]) == everyone)
+    station.until(lambda: station.fixes[-1].timestamp.timestamp() > restored_s and used(station.fixes[-1]) == everyone)
     fixes = station.more(3)
     result = station.stop()
     assert result.failure is None
