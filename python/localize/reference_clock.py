@@ -58,7 +58,7 @@ class reference_clock(gr.basic_block):
         max_ppm: float = 50.0,
         search_s: float = 1.0,
         block_s: float = 0.1,
-        wander_ppb: float = 1.0,
+        wander_ppb: float = 2.0,
         max_error_ns: float = 100.0,
         max_wait_s: float | None = None,
     ) -> None:

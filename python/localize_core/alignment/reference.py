@@ -316,11 +316,11 @@ class ReferenceClock:
                 self._change_base(present)
         self._block += 1
         for stream in self._streams:
-            stream.forget(self._block - round(self._keep_s / self._block_s) - 1, self._keep_n(stream))
-
-    def _keep_n(self, stream: ReferenceStream) -> int:
-        """The first sample of the extracted band that may be of use."""
-        return (self._position(stream) - round(self._keep_s * self.sample_rate_hz)) // self._decimation
+            position = self._position(stream)
+            # A clock that is still looked for may turn out to be late.
+            early = 0 if stream.place is not None else round(self.settings.search_s * self.sample_rate_hz)
+            first = (position - round(self._keep_s * self.sample_rate_hz)) // self._decimation
+            stream.forget(self._block - round(self._keep_s / self._block_s) - 1, first, position - early)
 
     # The base
 

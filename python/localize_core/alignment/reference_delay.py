@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 FALSE_ALARM = 1e-4
 """Probability that noise alone looks like the reference, in one search."""
+TAIL = 1.2
+"""Products of noise reach a little farther than noise."""
 SIDE_PEAK = 1.4
 """A search's largest peak is so many times as high as the next: else the signal repeats itself, and which is it?"""
 GUARD = 3.0
@@ -65,11 +67,10 @@ def search(
     others = np.concatenate([power[: max(best - guard, 0)], power[best + guard + 1 :]])
     if len(others) < 4 * guard or not power[best] > 0.0:
         return None
-    # Of complex Gaussian noise the median is ln 2 of the mean; other signals' products have longer tails: the mean
-    # of the largest thousandth tells.
+    # Of complex Gaussian noise the median is ln 2 of the mean.
     mean = float(np.median(others)) / math.log(2.0)
     independent = lags * min(1.0, 2.0 * bandwidth_hz / rate_hz)
-    if power[best] < mean * math.log(independent / FALSE_ALARM) or power[best] < SIDE_PEAK * others.max():
+    if power[best] < TAIL * mean * math.log(independent / FALSE_ALARM) or power[best] < SIDE_PEAK * others.max():
         return None
     product = searched[best : best + len(template)] * template.conj()
     size = scipy.fft.next_fast_len(4 * len(product))

@@ -49,7 +49,7 @@ class ReferenceSettings(BaseModel):
     search_s: float = Field(1.0, ge=0.001, le=10.0, description="how far the streams' own times may be off")
     block_s: float = Field(0.1, ge=0.02, le=2.0, description="span of one measurement")
     wander_ppb: float = Field(
-        1.0, gt=0.0, le=1000.0, description="by how much a crystal's rate changes within a second, as a random walk"
+        2.0, gt=0.0, le=1000.0, description="by how much a crystal's rate changes within a second, as a random walk"
     )
     max_error_ns: float = Field(
         100.0, gt=0.0, le=1e6, description="where a clock is less sure than this, its stream has no time"

@@ -80,7 +80,7 @@ class ReferenceStream:
         self.band, self._taps, self._rate_hz = band, taps, sample_rate_hz
         self.remover = BandRemover(taps)
         self.raw = SampleBuffer()
-        self.seen = self.begin = self.marked = 0
+        self.seen = self.begin = self.marked = self.keep_from = 0
         self.cut: int | None = None
         self.length: int | None = None
         self.host: Mark | None = None
@@ -171,7 +171,7 @@ class ReferenceStream:
     def restart(self, at: int) -> None:
         """Nothing before sample `at` counts."""
         self.begin = -(-at // self.band.decimation) * self.band.decimation
-        self.cut, self.marked = None, at
+        self.cut, self.marked, self.keep_from = None, at, self.begin
         self.host = None
         self.raw.drop(min(self.begin, self.seen))
         self.band.start(self.begin)
@@ -179,14 +179,16 @@ class ReferenceStream:
 
     def trim(self) -> None:
         """Give up samples that are extracted and do not wait to come out."""
-        needed = self.band.needed
+        needed = min(self.band.needed, self.keep_from)
         if self.written is not None:
             needed = min(needed, self.written.n)
         elif self.place is not None:
             needed = min(needed, self.place.n)
         self.raw.drop(min(needed, self.seen))
 
-    def forget(self, block: int, band_index: int) -> None:
+    def forget(self, block: int, band_index: int, keep_from: int) -> None:
+        """Give up places before `block`, what was extracted before `band_index`, and samples before `keep_from`."""
+        self.keep_from = max(self.keep_from, keep_from)
         while self.history and self.history[0][0] < block:
             self.history.popleft()
         self.band.samples.drop(max(band_index, self.band.samples.first))
@@ -203,6 +205,8 @@ class ReferenceStream:
         restart = False
         if self.written is None:
             count = min(math.floor((span_s + place.lead_s) / step_s), place.n - self.raw.first)
+            if count <= len(self._taps) // 2:
+                return
             lead_s = place.lead_s + span_s - count * step_s
             self.written = Written(place.n - count, lead_s, carrier)
             self.remover = BandRemover(self._taps)

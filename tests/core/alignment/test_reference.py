@@ -1,0 +1,364 @@
+"""Clocks told by a reference, against streams whose clocks are known because the test made them.
+
+The signals are made here and not by the simulator: band-limited noise or FM, read between its samples at the times that
+each receiver's clock gives.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from localize_core.alignment.reference import ReferenceClock
+from localize_core.alignment.reference_delay import search
+from localize_core.alignment.reference_settings import ReferenceSettings
+from localize_core.alignment.reference_stream import Mark, Seat
+from localize_core.alignment.resample import interpolate
+from localize_core.errors import ConfigError
+
+RATE_HZ, TUNED_HZ, OFFSET_HZ, BANDWIDTH_HZ = 250e3, 144.5e6, 70e3, 60e3
+DELAYS_S = np.array([3.1e-6, 11.7e-6, 20.2e-6, 8.4e-6])
+DRIFT = np.array([-16.2e-6, 21.7e-6, 38.9e-6, -27.3e-6])
+START_S = np.array([1.6e-6, -0.9e-6, 2.4e-6, -3.3e-6])
+MARGIN_S = 1.0
+SETTINGS = {
+    "latitude": 45.0,
+    "longitude": 7.0,
+    "frequency_hz": TUNED_HZ + OFFSET_HZ,
+    "bandwidth_hz": BANDWIDTH_HZ,
+    "max_ppm": 60.0,
+}
+
+
+def band_noise(rng: np.random.Generator, count: int, bandwidth_hz: float, centre_hz: float = 0.0) -> np.ndarray:
+    spectrum = rng.standard_normal(count) + 1j * rng.standard_normal(count)
+    spectrum[np.abs(np.fft.fftfreq(count, 1.0 / RATE_HZ) - centre_hz) > bandwidth_hz / 2.0] = 0.0
+    samples = np.fft.ifft(spectrum)
+    return (samples / np.sqrt(np.mean(np.abs(samples) ** 2))).astype(np.complex64)
+
+
+def fm(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Voice-like noise to 3 kHz, its largest deviation within the band."""
+    message = band_noise(rng, count, 6e3).real
+    return np.exp(2j * np.pi * np.cumsum(9e3 * message) / RATE_HZ).astype(np.complex64)
+
+
+@dataclass
+class Air:
+    """What four receivers hear: `streams` (4, n), and the true time of each of their samples, `times_s` (4, n)."""
+
+    seconds: float = 2.4
+    seed: int = 1
+    wave: str = "noise"
+    start_s: np.ndarray = field(default_factory=lambda: START_S)
+    carriers_hz: np.ndarray = field(default_factory=lambda: np.zeros(4))
+    wander_s: float = 0.0
+    noise: float = 0.1
+    neighbour: float = 0.0
+    silent_s: tuple[float, float] = (0.0, 0.0)
+    target: float = 0.0
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        count = round(self.seconds * RATE_HZ)
+        total = round((self.seconds + 2 * MARGIN_S) * RATE_HZ)
+        sent = fm(rng, total) if self.wave == "fm" else band_noise(rng, total, 0.95 * BANDWIDTH_HZ)
+        others = self.target * band_noise(rng, total, 30e3, -20e3) if self.target else np.zeros(total, np.complex64)
+        others += self.neighbour * band_noise(rng, total, 15e3, 15e3)
+        nominal_s = np.arange(count) / RATE_HZ
+        late_s = DRIFT[:, None] * nominal_s
+        late_s = late_s + self.wander_s * np.sin(2 * np.pi * (nominal_s / 60.0 + np.arange(4)[:, None] / 4.0))
+        self.times_s = nominal_s + late_s + self.start_s[:, None]
+        self.streams = np.empty((4, count), np.complex64)
+        for stream in range(4):
+            heard_s = self.times_s[stream] - DELAYS_S[stream]
+            reference = interpolate(sent, 0, (heard_s + MARGIN_S) * RATE_HZ)
+            reference[(heard_s > self.silent_s[0]) & (heard_s < self.silent_s[1])] = 0.0
+            cycles = OFFSET_HZ * heard_s
+            samples = reference * np.exp(2j * np.pi * (cycles % 1.0))
+            if self.target or self.neighbour:
+                samples += interpolate(others, 0, (heard_s + MARGIN_S) * RATE_HZ)
+            turned = TUNED_HZ * late_s[stream] + self.carriers_hz[stream] * nominal_s
+            samples *= np.exp(2j * np.pi * ((turned + rng.uniform()) % 1.0))
+            samples += self.noise * (rng.standard_normal(count) + 1j * rng.standard_normal(count))
+            self.streams[stream] = samples
+
+
+@dataclass
+class Told:
+    """What came out."""
+
+    clock: ReferenceClock
+    seats: list[list[Seat]]
+    samples: list[np.ndarray]
+
+    def errors_ns(self, air: Air, stream: int, base: int) -> np.ndarray:
+        """How far a stream's seats are off, against those of another: of the same true time."""
+        off = []
+        for one in (stream, base):
+            source = np.array([seat.source for seat in self.seats[one]])
+            told_s = np.array([seat.time[0] + seat.time[1] for seat in self.seats[one]])
+            off.append((air.times_s[one][source], told_s - air.times_s[one][source]))
+        (times_s, own_s), (base_times_s, base_s) = off
+        inside = (times_s >= base_times_s[0]) & (times_s <= base_times_s[-1])
+        return 1e9 * (own_s - np.interp(times_s, base_times_s, base_s))[inside]
+
+
+def told(
+    air: Air, *, cuts: list[int] | None = None, marks: dict[tuple[int, int], Mark] | None = None, **settings
+) -> Told:
+    """Push everything, in pieces; `cuts`: their lengths, in turn."""
+    delays_s = settings.pop("delays_s", DELAYS_S)
+    max_wait_s = settings.pop("max_wait_s", None)
+    clock = ReferenceClock(
+        4, RATE_HZ, TUNED_HZ, ReferenceSettings(**(SETTINGS | settings)), delays_s, max_wait_s=max_wait_s
+    )
+    seats: list[list[Seat]] = [[] for _ in range(4)]
+    out: list[list[np.ndarray]] = [[] for _ in range(4)]
+    count, at, turn = air.streams.shape[1], [0] * 4, 0
+    known = {(stream, 0): Mark(0, (0, 0.0), RATE_HZ) for stream in range(4)} | (marks or {})
+    idle = 0
+    while min(at) < count and idle < 8:
+        before = list(at)
+        for stream in range(4):
+            size = (cuts or [12_500])[turn % len(cuts or [0])]
+            turn += 1
+            piece = air.streams[stream, at[stream] : at[stream] + size]
+            here = [mark for (s, i), mark in known.items() if s == stream and at[stream] <= i < at[stream] + len(piece)]
+            at[stream] += clock.push(stream, piece, here)
+        clock.advance()
+        for stream in range(4):
+            samples, found = clock.pull(stream, 1 << 30)
+            out[stream].append(samples)
+            seats[stream] += found
+        idle = idle + 1 if at == before else 0
+    return Told(clock, seats, [np.concatenate(parts) for parts in out])
+
+
+@functools.lru_cache(maxsize=1)
+def usual() -> tuple[Air, Told]:
+    """Nobody changes them."""
+    air = Air()
+    return air, told(air)
+
+
+def base_of(result: Told) -> int:
+    return next(index for index, status in enumerate(result.clock.status) if status.base)
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+@pytest.mark.parametrize(
+    ("air", "settings", "limit_ns"),
+    [
+        ({}, {}, 8.0),
+        ({"wave": "fm"}, {}, 25.0),
+        ({"start_s": np.array([0.31, -0.28, 0.02, -0.44]), "seconds": 3.6}, {}, 9.0),
+        ({"carriers_hz": np.array([900.0, -2500.0, 300.0, 1700.0])}, {"carrier": "independent"}, 12.0),
+        ({"wave": "fm", "carriers_hz": np.array([900.0, -2500.0, 0.0, 9.0])}, {"carrier": "independent"}, 40.0),
+        ({"wander_s": 4e-7}, {}, 9.0),
+        ({"neighbour": 5.0}, {}, 10.0),
+    ],
+    ids=["noise", "fm", "apart", "independent", "independent-fm", "wander", "neighbour"],
+)
+def test_clocks_are_found_and_followed(air, settings, limit_ns):
+    heard, result = (Air(**air), None) if air or settings else usual()
+    result = result or told(heard, **settings)
+    base = base_of(result)
+    for stream, status in enumerate(result.clock.status):
+        assert status.locked
+        assert status.losses == 0
+        if stream == base:
+            continue
+        errors_ns = result.errors_ns(heard, stream, base)
+        assert len(errors_ns) > 10
+        assert rms(errors_ns[8:]) < limit_ns
+        assert rms(errors_ns[8:]) < 3.0 * max(seat.error_s for seat in result.seats[stream][8:]) * 1e9
+        true = (np.diff(heard.times_s[stream, -2500:]).mean() / np.diff(heard.times_s[base, -2500:]).mean() - 1.0) * 1e6
+        if heard.wander_s == 0.0:
+            assert status.drift_ppm - result.clock.status[base].drift_ppm == pytest.approx(true, abs=0.1)
+        assert status.residual_ns < 12.0 * limit_ns
+
+
+def test_lines_are_continuous_and_rates_theirs():
+    """A time stamp never lies off the line of the one before by more than what is no jump for whoever reads it."""
+    _, result = usual()
+    for seats in result.seats:
+        assert not any(seat.restart for seat in seats)
+        for one, after in itertools.pairwise(seats):
+            led_s = one.time[0] + one.time[1] + (after.index - one.index) / one.rate_hz
+            assert abs(after.time[0] + after.time[1] - led_s) * RATE_HZ < 0.01
+
+
+def test_the_output_does_not_depend_on_how_streams_come():
+    air = Air(seconds=1.1)
+    whole, chopped = told(air, cuts=[50_000]), told(air, cuts=[7, 9_001, 333, 41_000, 1_234])
+    for stream in range(4):
+        count = min(len(whole.samples[stream]), len(chopped.samples[stream]))
+        assert count > 0.4 * RATE_HZ
+        np.testing.assert_array_equal(whole.samples[stream][:count], chopped.samples[stream][:count])
+        shared = min(len(whole.seats[stream]), len(chopped.seats[stream]))
+        assert whole.seats[stream][:shared] == chopped.seats[stream][:shared]
+
+
+def test_carriers_are_turned_back_and_the_reference_is_gone():
+    """Another emitter beside it is left as it was: the same in all streams, on the times they are told."""
+    air = Air(target=1.0, noise=0.01)
+    result = told(air)
+    base, span = base_of(result), round(0.5 * RATE_HZ)
+    aligned = []
+    for stream in range(4):
+        seats = result.seats[stream]
+        told_s = np.concatenate(
+            [
+                seat.time[0] + seat.time[1] + np.arange(after.index - seat.index) / seat.rate_hz
+                for seat, after in itertools.pairwise(seats)
+            ]
+        )
+        first = seats[0].index
+        wanted_s = 1.1 + np.arange(span) / RATE_HZ + DELAYS_S[stream]
+        position = np.interp(wanted_s, told_s, first + np.arange(len(told_s)))
+        aligned.append(interpolate(result.samples[stream], 0, position))
+        spectrum = np.abs(np.fft.fft(result.samples[stream][first : first + span] * np.hanning(span))) ** 2
+        frequency_hz = np.fft.fftfreq(span, 1.0 / RATE_HZ)
+        beside = spectrum[np.abs(frequency_hz + 20e3) < 10e3].mean()
+        gone = spectrum[np.abs(frequency_hz - OFFSET_HZ) < 0.45 * BANDWIDTH_HZ].mean()
+        assert 10 * np.log10(beside / gone) > 45.0  # the noise of 0.01 is filtered too
+    for stream in range(4):
+        product = aligned[stream] * aligned[base].conj()
+        assert abs(product.mean()) > 0.98 * np.mean(np.abs(aligned[base]) ** 2)  # half a second, coherent
+
+
+def test_without_the_reference_for_a_while_clocks_go_on():
+    air = Air(seconds=3.2, silent_s=(1.2, 2.5))
+    result = told(air)
+    base = base_of(result)
+    for stream in range(4):
+        assert result.clock.status[stream].losses == 0
+        if stream != base:
+            assert np.abs(result.errors_ns(air, stream, base)[5:]).max() < 40.0
+            told_ns = [1e9 * seat.error_s for seat in result.seats[stream]]
+            assert max(told_ns[10:24]) > 1.2 * min(told_ns[5:9])  # less sure, and says so
+
+
+@pytest.mark.parametrize("which", ["another", "base"])
+def test_a_stream_that_is_interrupted_comes_back_alone(which):
+    """Samples of one stream are lost, nobody knows how many: the others never stop."""
+    air = Air(seconds=3.4)
+    base = base_of(usual()[1])
+    stream = base if which == "base" else (base + 1) % 4
+    at, lost = round(1.73 * RATE_HZ), 31_415
+    air.streams[stream] = np.concatenate([air.streams[stream, :at], np.roll(air.streams[stream], -lost)[at:]])
+    air.times_s[stream, at:] = np.roll(air.times_s[stream], -lost)[at:]
+    keep = air.streams.shape[1] - lost
+    air.streams, air.times_s = air.streams[:, :keep], air.times_s[:, :keep]
+    stamp = float(air.times_s[stream, at]) + 0.05  # not even that is known well
+    result = told(air, marks={(stream, at): Mark(at, (int(stamp), stamp % 1.0), RATE_HZ, restart=True)})
+    assert result.clock.status[stream].locked
+    assert result.clock.status[stream].losses == 1
+    for other in range(4):
+        restarts = [seat for seat in result.seats[other] if seat.restart]
+        assert len(restarts) == (other == stream)
+        if other == stream:
+            assert restarts[0].source > at
+            assert restarts[0].source < at + 1.2 * RATE_HZ
+            assert all(seat.source < at or seat.source >= restarts[0].source for seat in result.seats[other])
+        else:
+            sources = np.diff([seat.source for seat in result.seats[other]])
+            assert sources.max() < 1.01 * 0.1 * RATE_HZ
+    anchor = next(index for index in range(4) if index != stream)
+    for other in range(4):
+        if other != anchor:
+            assert np.abs(result.errors_ns(air, other, anchor)[5:]).max() < 30.0
+
+
+def test_a_stream_that_falls_silent_is_done_without():
+    air = Air(seconds=2.5)
+    clock = ReferenceClock(4, RATE_HZ, TUNED_HZ, ReferenceSettings(**SETTINGS), DELAYS_S, max_wait_s=0.3)
+    ends, at = [0] * 4, [0] * 4
+    for first in range(0, air.streams.shape[1], 12_500):
+        for stream in range(4):
+            if stream == 2 and first > RATE_HZ:
+                continue
+            marks = [Mark(0, (0, 0.0), RATE_HZ)] if first == 0 else []
+            at[stream] += clock.push(stream, air.streams[stream, first : first + 12_500], marks)
+        clock.advance()
+        for stream in range(4):
+            ends[stream] += len(clock.pull(stream, 1 << 30)[0])
+    assert [status.locked for status in clock.status] == [True, True, False, True]
+    assert min(ends[0], ends[1], ends[3]) > 1.7 * RATE_HZ
+    assert ends[2] < 1.1 * RATE_HZ
+
+
+def test_a_wrong_place_is_seen_in_no_residual_but_shifts_clocks():
+    """What only other emitters, or true time, can tell."""
+    wrong_s = np.array([0.0, 80e-9, -50e-9, 120e-9])
+    air, right = usual()
+    wrong = told(air, delays_s=DELAYS_S + wrong_s)
+    base = base_of(right)
+    assert base == base_of(wrong)
+    for stream in range(4):
+        if stream != base:
+            shift_ns = np.median(wrong.errors_ns(air, stream, base)) - np.median(right.errors_ns(air, stream, base))
+            assert shift_ns == pytest.approx(1e9 * (wrong_s[stream] - wrong_s[base]), abs=3.0)
+            same = pytest.approx(right.clock.status[stream].residual_ns, rel=0.1)
+            assert wrong.clock.status[stream].residual_ns == same
+
+
+def test_noise_alone_is_no_reference():
+    rng = np.random.default_rng(3)
+    found = 0
+    for _ in range(60):
+        one, other = (band_noise(rng, 40_000, 80e3) for _ in range(2))
+        values = {"rate_hz": RATE_HZ, "bandwidth_hz": BANDWIDTH_HZ, "max_carrier_hz": 15e3}
+        found += search(one, other[:8_000], **values) is not None
+    assert found == 0  # one in ten thousand passes
+    air = Air(seconds=1.5)
+    air.streams = np.stack([band_noise(rng, air.streams.shape[1], 100e3, 60e3) for _ in range(4)])
+    result = told(air)
+    assert not any(status.locked for status in result.clock.status)
+    assert all(len(samples) == 0 for samples in result.samples)
+
+
+def test_a_beacon_that_repeats_itself_is_refused():
+    rng = np.random.default_rng(4)
+    once = band_noise(rng, 5_000, 0.9 * BANDWIDTH_HZ)
+    sent = np.tile(once, 12)
+    noise = 0.05 * band_noise(rng, len(sent), 100e3)
+    values = {"rate_hz": RATE_HZ, "bandwidth_hz": BANDWIDTH_HZ, "max_carrier_hz": 15e3}
+    assert search(sent + noise, sent[:8_000], **values) is None
+    changing = band_noise(rng, len(sent), 0.9 * BANDWIDTH_HZ)
+    found = search(changing + noise, changing[20_000:28_000], **values)
+    assert found is not None
+    assert found.lag == 20_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_streams": 1, "path_delays_s": [0.0]}, "two or more"),
+        ({"path_delays_s": [0.0]}, "for 4 streams"),
+        ({"sample_rate_hz": 0.0}, "sample_rate_hz"),
+        ({"frequency_hz": -1.0}, "frequency_hz"),
+        ({"max_wait_s": 0.0}, "max_wait_s"),
+        ({"sample_rate_hz": 100e3}, "at most 0.45"),
+    ],
+)
+def test_what_cannot_work_is_refused(change, message):
+    values = {
+        "n_streams": 4,
+        "sample_rate_hz": RATE_HZ,
+        "frequency_hz": TUNED_HZ,
+        "settings": ReferenceSettings(**SETTINGS),
+        "path_delays_s": DELAYS_S,
+    }
+    with pytest.raises(ConfigError, match=message):
+        ReferenceClock(**(values | change))
+    narrow = ReferenceSettings(**(SETTINGS | {"bandwidth_hz": 50.0}))
+    with pytest.raises(ConfigError, match="block_s"):
+        ReferenceClock(**(values | {"settings": narrow}))
