@@ -8,7 +8,7 @@ from typing import Any
 
 from gnuradio import gr
 from localize_core.alignment.aligner import StreamReport
-from localize_core.alignment.settings import AlignmentSettings
+from localize_core.alignment.settings import MAX_WAIT_S, AlignmentSettings
 from localize_core.cache.settings import CacheSettings, cache_settings
 from localize_core.engine.frames import warmup_frames
 from localize_core.engine.windows import frame_groups
@@ -100,19 +100,21 @@ class localizer(gr.hier_block2):
         plan = (AlignmentSettings() if station is None else station.alignment).plan(live=is_live)
         # One receiver has nothing to be aligned with, but gaps, which end windows.
         if align and (n_receivers > 1 or plan.max_wait_s is not None):
-            clocks = plan.clocks
+            clocks, wait_s, replay = plan.clocks, plan.max_wait_s, plan.max_wait_s is not None and not is_live
             if station is not None and station.reference is not None:
                 reference = reference_clock_of(station, contract.receivers, plan.max_wait_s)
                 self._refer(reference, streams)
-                streams, clocks = [(reference, index) for index in range(n_receivers)], "trusted"
+                streams = [(reference, index) for index in range(n_receivers)]
+                # Streams without a clock bring nothing, in recordings too.
+                clocks, wait_s, replay = "trusted", plan.max_wait_s or MAX_WAIT_S, False
             aligner = time_align(
                 contract.sample_rate_hz,
                 n_receivers,
                 acquire_s=plan.acquire_s,
                 max_fill_s=plan.max_fill_s,
                 clocks=clocks,
-                max_wait_s=plan.max_wait_s,
-                replay=plan.max_wait_s is not None and not is_live,
+                max_wait_s=wait_s,
+                replay=replay,
             )
             self.blocks.append(aligner)
             names = [receiver.name for receiver in contract.receivers]
@@ -156,6 +158,12 @@ class localizer(gr.hier_block2):
                 health.clear("reference_lost")
 
         reference.on_lost = told
+
+    def leave_out(self, receiver: int) -> None:
+        """Before the flowgraph starts: this receiver's stream ends without a sample, which no tag can say."""
+        for block in self.blocks:
+            if isinstance(block, time_align):
+                block.aligner.end(receiver)
 
     def set_min_confidence(self, min_confidence: float | None) -> None:
         """Below it a fix has no position; None is what the station says. Raises ConfigError outside 0 to 1."""

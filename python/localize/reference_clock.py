@@ -86,7 +86,6 @@ class reference_clock(gr.basic_block):
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.message_port_register_out(STATUS_PORT)
         self._names = [place.name for place in places]
-        self._goes_on = max_wait_s is not None
         self._heard, self._heard_s = 0, 0.0
         self._is_idle = self._asks = False
         self._carried: list[deque[tuple[int, Any, Any]]] = [deque() for _ in range(count)]
@@ -97,11 +96,9 @@ class reference_clock(gr.basic_block):
         self.on_lost: Callable[[list[str]], None] = lambda names: None
         """Called in the stream's thread with the receivers whose clocks are not known, when these change."""
 
-    # As time_align does, for the same reasons.
+    # As time_align does: the scheduler can wait for one input only, and while it does the others are not read, which
+    # stops whoever fills them all.
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
-        if not self._goes_on:
-            waits = not any(self.clock.queued(stream) for stream in range(ninputs))
-            return [int(waits and starves) for starves in self.clock.starving()]
         needed = [0] * ninputs
         if self._asks:
             needed[self._heard] = 1
@@ -114,8 +111,7 @@ class reference_clock(gr.basic_block):
 
     @guarded
     def general_work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
-        if self._goes_on:
-            self._watch(input_items)
+        self._watch(input_items)
         for receiver, samples in enumerate(input_items):
             self._take(receiver, samples)
         self.clock.advance()
