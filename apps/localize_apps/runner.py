@@ -165,7 +165,7 @@ class StationGraph(gr.top_block):
             self.watched.append(scene)
             yield from ((scene, port) for port in range(len(station.receiver)))
             return
-        for receiver in station.receiver:
+        for index, receiver in enumerate(station.receiver):
             origin = receiver.source
             if isinstance(origin, KiwiWavSource):
                 source = localize.kiwi_wav_source(origin.path, frequency_hz=table.frequency_hz)
@@ -174,6 +174,8 @@ class StationGraph(gr.top_block):
                 # What was recorded with its tags has its own frequencies among them.
                 frequency_hz = table.frequency_hz if recording.marks is None else None
                 source = recording_source("sigmf_source", recording, False, frequency_hz)
+                if len(recording) == 0:
+                    self.localizer.leave_out(index)
             else:
                 raise ConfigError(
                     f"receiver {receiver.name}.source: missing; only a flowgraph can bring the stream itself"

@@ -46,6 +46,8 @@ class recording_source(gr.sync_block):
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
+        if len(self.recording) == 0:
+            return WORK_DONE
         written = self.nitems_written(0)
         turn, first = divmod(written, len(self.recording))
         if turn > 0 and not self._repeat:

@@ -313,3 +313,15 @@ def test_radios_that_come_and_go_are_replayed_as_they_were(folder, capsys, start
     again = replayed(folder / "kept", capsys)
     assert len(live) >= 9
     assert_plays(again, live)
+
+
+def test_a_radio_that_was_never_there_is_none_in_a_replay_either(folder, capsys, start_rtl_tcp, heard):
+    servers = [start_rtl_tcp(samples) for samples in heard]
+    servers[1].refuse()
+    run = Recorded(parse_station(radios([server.address for server in servers]), folder=folder), folder / "kept")
+    try:
+        run.wait_for(lambda fix: present(fix) == 3, 3)
+    finally:
+        live = run.stop()
+    assert len(read_sigmf(folder / "kept" / "east-0001.sigmf-meta")) == 0
+    assert_plays(replayed(folder / "kept", capsys), live)

@@ -168,3 +168,10 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path):
 def test_errors_at_construction(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         localize.sigmf_sink(**({"folder": tmp_path, "receivers": PLACES, "sample_rate_hz": RATE} | changes))
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_a_stream_that_never_began_is_played_as_nothing(tmp_path, repeat):
+    record([blocks.vector_source_c([], False)], tmp_path, PLACES[:1])
+    found, told = play(localize.sigmf_source(tmp_path / "north-0001.sigmf-meta", repeat=repeat))
+    assert (len(found), len(told)) == (0, 0)
