@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -303,3 +304,171 @@ def test_recordings_through_source_and_alignment(tmp_path, kiwi_wav):
 def test_parameters_out_of_range(parameters, message):
     with pytest.raises(ConfigError, match=message):
         localize.time_align(**({"sample_rate_hz": RATE} | parameters))
+
+
+class counting_sink(gr.sync_block):
+    """How many items came, and the tags on them."""
+
+    def __init__(self) -> None:
+        gr.sync_block.__init__(self, "counting_sink", in_sig=[np.complex64], out_sig=None)
+        self.count, self.found = 0, []
+
+    def work(self, input_items: Any, output_items: Any) -> int:
+        found = self.get_tags_in_window(0, 0, len(input_items[0]))
+        self.found += [(tag.offset, tag.key, tag.value) for tag in found]
+        self.count += len(input_items[0])
+        return len(input_items[0])
+
+
+def wait_until(condition, timeout_s: float = 30.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "timed out"
+        time.sleep(0.005)
+
+
+class radio(gr.sync_block):
+    """A stream as `clock` runs; silent or ended when told."""
+
+    def __init__(self, clock) -> None:
+        gr.sync_block.__init__(self, "radio", in_sig=None, out_sig=[np.complex64])
+        self.clock, self.is_silent, self.has_ended = clock, False, False
+        self._next: int | None = 0
+        self._tagged = False
+
+    def work(self, input_items: Any, output_items: Any) -> int:
+        if self.has_ended:
+            return -1
+        now = int(self.clock() * RATE)
+        if self.is_silent:
+            self._next, self._tagged = None, False
+            time.sleep(0.002)
+            return 0
+        if self._next is None:
+            self._next = now
+        count = min(now - self._next, len(output_items[0]))
+        if count <= 0:
+            time.sleep(0.002)
+            return 0
+        if not self._tagged:
+            self._tagged = True
+            whole, rest = divmod(self._next, int(RATE))
+            self.add_item_tag(0, self.nitems_written(0), tags.RX_TIME, tags.time_to_pmt(BASE_S + whole, rest / RATE))
+        output_items[0][:count] = 1.0
+        self._next += count
+        return count
+
+
+@pytest.fixture
+def station():
+    """Three radios ten times as fast as real ones, aligned; stopped at the end."""
+    began_s = time.monotonic()
+
+    def clock() -> float:
+        return 10.0 * (time.monotonic() - began_s)
+
+    radios = [radio(clock) for _ in range(3)]
+    # Half a second of real time: what a busy machine may hold a thread up for.
+    block = localize.time_align(RATE, 3, clocks="trusted", max_wait_s=5.0, max_fill_s=0.0)
+    sinks = [counting_sink() for _ in range(3)]
+    flowgraph = gr.top_block()
+    for k in range(3):
+        flowgraph.connect(radios[k], (block, k))
+        flowgraph.connect((block, k), sinks[k])
+    flowgraph.start()
+    yield radios, block, sinks
+    flowgraph.stop()
+    flowgraph.wait()
+    assert block.failure is None
+
+
+def boundaries(sink: counting_sink) -> list[tuple[int, str]]:
+    return [(at, tags.boundary_from_pmt(value)[0]) for at, key, value in list(sink.found) if pmt.eq(key, tags.BOUNDARY)]
+
+
+def test_a_receiver_that_falls_silent_and_comes_back_in_a_flowgraph(station):
+    radios, block, sinks = station
+    wait_until(lambda: sinks[0].count > RATE)
+    assert block.aligner.present == (True, True, True)
+    radios[1].is_silent = True
+    wait_until(lambda: block.aligner.present == (True, False, True))
+    before = sinks[0].count
+    wait_until(lambda: sinks[0].count > before + 5 * RATE)
+    radios[1].is_silent = False
+    wait_until(lambda: block.aligner.present == (True, True, True))
+    after = sinks[1].count
+    wait_until(lambda: min(sink.count for sink in sinks) > after + RATE)
+    assert [reason for _, reason in boundaries(sinks[0])] == ["gap", "receiver"]
+    assert boundaries(sinks[0]) == boundaries(sinks[1])
+    (gone, _), (back, _) = boundaries(sinks[1])
+    absent = [at for at, key, value in sinks[1].found if pmt.eq(key, tags.FLAGS)]
+    assert gone == absent[0]
+    assert absent[-1] < back
+    assert {tuple(pmt.s32vector_elements(v)) for _, key, v in sinks[1].found if pmt.eq(key, tags.FLAGS)} == {(32,)}
+    assert not [at for at, key, _ in sinks[0].found if pmt.eq(key, tags.FLAGS)]
+
+
+def test_a_receiver_that_ends_in_a_flowgraph(station):
+    radios, block, sinks = station
+    wait_until(lambda: sinks[0].count > RATE)
+    radios[0].has_ended = True
+    wait_until(lambda: block.aligner.present == (False, True, True))
+    before = sinks[0].count
+    wait_until(lambda: sinks[0].count > before + 10 * RATE)
+    assert [reason for _, reason in boundaries(sinks[2])] == ["gap"]
+
+
+def test_when_all_have_ended_the_flowgraph_ends():
+    """Without a word of how long the streams are."""
+    outputs, _, _, block = align(
+        [stream(3.0, length=False), stream(2.0, length=False)], clocks="trusted", max_wait_s=4.0, max_fill_s=0.0
+    )
+    assert block.failure is None
+    assert len(outputs[0]) > 23_000
+
+
+def test_streams_of_radios_replayed():
+    """All there is, in whatever order: one receiver begins later, one ends earlier, both have gaps."""
+    streams = [
+        stream(8.0, lost=(30_000, 20_000)),
+        stream(5.0, start_s=2.5, lost=(40_000, 1)),
+    ]
+    outputs, found, states, block = align(streams, clocks="trusted", max_wait_s=1.0, max_fill_s=0.0, replay=True)
+    assert block.failure is None
+    # From 2.5 s, when the first breaks off, to 3.5 s, when the other has been there for long enough, there is nobody.
+    assert len(outputs[0]) == pytest.approx(7.0 * RATE + 20_000, abs=2)
+    parted = [(k / RATE, tags.boundary_from_pmt(v)[0]) for k, v in values(found[0], tags.BOUNDARY).items()]
+    assert parted == [
+        (2.5, "gap"),
+        (pytest.approx(2.5 + 20 / 12, abs=1e-3), "receiver"),
+        (pytest.approx(1.5 + 40 / 12, abs=1e-3), "gap"),
+        (pytest.approx(1.5 + 40 / 12, abs=1e-3), "receiver"),
+        (pytest.approx(6.5, abs=1e-3), "gap"),
+    ]
+    again, *_ = align(streams, chop=[100, 4000], clocks="trusted", max_wait_s=1.0, max_fill_s=0.0, replay=True)
+    for one, other in zip(outputs, again, strict=True):
+        assert np.array_equal(one, other)
+    assert list(states[-1]["present"]) == [True, False]
+
+
+def test_retuning_and_the_host_clock_are_told():
+    more = [
+        (0, tags.TIME_SOURCE, tags.time_source_to_pmt("host")),
+        (0, tags.RX_FREQ, pmt.from_double(77500.0)),
+        (20_000, tags.RX_FREQ, pmt.from_double(77500.0)),
+        (30_000, tags.RX_FREQ, pmt.from_double(60000.0)),
+        (40_000, tags.TIME_SOURCE, tags.time_source_to_pmt("rx_time")),
+    ]
+    _, found, _, _ = align([stream(5.0), stream(5.0, more=more)], acquire_s=1.0)
+    for own in found:
+        told = {k: tags.boundary_from_pmt(v) for k, v in values(own, tags.BOUNDARY).items()}
+        assert told == {30_000: ("retune", 0)}
+        sources = [tags.time_source_from_pmt(v) for v in values(own, tags.TIME_SOURCE).values()]
+        assert sources == ["host", "rx_time"]
+
+
+def test_a_restart_is_a_boundary():
+    more = [(30_000, tags.RESTART, tags.restart_to_pmt(5))]
+    _, found, _, block = align([stream(5.0, more=more), stream(5.0)], clocks="trusted", max_fill_s=0.0)
+    assert {k: tags.boundary_from_pmt(v)[0] for k, v in values(found[1], tags.BOUNDARY).items()} == {30_000: "restart"}
+    assert block.aligner.streams[0].lost_samples == 5
