@@ -6,19 +6,20 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from localize_core.cache.answers import AnswerCache, AnswerKeys
 from localize_core.engine.instruments import Instruments, NoInstruments
 from localize_core.engine.masking import ChannelMask
+from localize_core.engine.peaks import PeakEraser, are_one, basins, separation_m
 from localize_core.engine.similarity import SimilarityCache
 from localize_core.engine.windows import Framing, Window
 from localize_core.errors import ConfigError, EngineError, UnavailableError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.base import LikelihoodModel, Model, ModelOutput
-from localize_core.types.fix import Alignment, Fix, Position, ReceiverReport, TimeSource, Uncertainty
+from localize_core.types.fix import Alignment, Fix, Peak, Position, ReceiverReport, TimeSource, Uncertainty
 
 HORIZON_M = 6_000e3
 """From a frame's origin: farther out, its plane no longer lies over the Earth."""
@@ -52,7 +53,7 @@ class Inference:
     inference failed, nothing where the model was not asked), and the time that each of them took.
 
     `hits`: windows whose answer was known already, from a cache or an equal window of the batch; `lookup_ms`: the time
-    that looking for each took.
+    that looking for each took. `peaks`: further places, by the index of their windows.
     """
 
     usable: Sequence[np.ndarray]
@@ -60,6 +61,7 @@ class Inference:
     spent_ms: float
     hits: frozenset[int] = frozenset()
     lookup_ms: float = 0.0
+    peaks: Mapping[int, tuple[Peak, ...]] = field(default_factory=dict)
 
     @property
     def asked(self) -> bool:
@@ -71,13 +73,20 @@ class Locator:
     """Turns windows into fixes with one model.
 
     `min_confidence`: below it the answer is no fix. `probability`: what the ellipse of a fix is said to hold.
-    `backend`: name in fixes of what runs the model, by default the model's own. Its `instruments`, at first
-    nobody, are told how long the model runs.
+    `backend`: name in fixes of what runs the model, by default the model's own. `peaks`: most places of a window, the
+    fix's position among them; looking for each further one takes an inference. Its `instruments`, at first nobody, are
+    told how long the model runs.
     Raises ConfigError unless `probability` lies between 0 and 1.
     """
 
     def __init__(
-        self, model: Model, *, min_confidence: float = 0.5, probability: float = 0.95, backend: str | None = None
+        self,
+        model: Model,
+        *,
+        min_confidence: float = 0.5,
+        probability: float = 0.95,
+        backend: str | None = None,
+        peaks: int = 1,
     ) -> None:
         if not 0.0 < probability < 1.0:
             raise ConfigError(f"probability={probability}: must lie between 0 and 1")
@@ -93,6 +102,10 @@ class Locator:
         self._in_degrees = model.contract.frame.kind == "wgs84_deg"
         self._min_receivers = model.contract.min_receivers
         self._names = [receiver.name for receiver in model.contract.receivers]
+        self._peaks = peaks
+        # Three arrival times fit two places as a rule, and levels many; more receivers leave one.
+        self._mirrors = self.tells_likelihood and (model.contract.correlation_config is None or len(self._names) <= 3)
+        self._eraser = None if model.contract.correlation_config is None else PeakEraser(model.contract)
 
     def locate(self, window: Window, context: WindowContext, *, arm: str = "champion") -> Fix:
         """The fix of one window; see `locate_batch`."""
@@ -117,9 +130,74 @@ class Locator:
         fed = [index for index, each in enumerate(usable) if np.count_nonzero(each) >= self._min_receivers]
         masked = [self._mask.apply(windows[index].features, sound[index]) for index in fed]
         if cache is not None and self._keys is not None:
-            return self._recalled(cache, self._keys, usable, fed, masked)
-        outputs, spent_ms = self._timed(masked)
-        return Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+            found = self._recalled(cache, self._keys, usable, fed, masked)
+        else:
+            outputs, spent_ms = self._timed(masked)
+            found = Inference(usable, dict(zip(fed, outputs, strict=True)), spent_ms)
+        if self._peaks == 1:
+            return found
+        answers = dict(found.outputs)
+        peaks = {}
+        for index, each in zip(fed, masked, strict=True):
+            if self._eraser is not None and not self._is_placed(answers[index]):
+                focused = self._focused(each)
+                answers[index] = focused if self._is_placed(focused) else answers[index]
+            peaks[index] = self._further(each, answers[index])
+        return replace(found, outputs=answers, peaks=peaks)
+
+    def _is_placed(self, output: ModelOutput | None) -> bool:
+        return output is not None and self._judged(output)[2] is not None
+
+    def _focused(self, features: np.ndarray) -> ModelOutput | None:
+        """The answer to what most pairs of masked features agree on."""
+        assert self._eraser is not None
+        focused = self._eraser.focus(features)
+        if focused is None:
+            return None
+        (answer,) = self._run([self.model.contract.normalisation.apply(focused)])
+        return answer
+
+    def _further(self, features: np.ndarray, output: ModelOutput | None) -> tuple[Peak, ...]:
+        """Further places that masked features point to, beside the answer. Raises UnavailableError."""
+        _, _, placed = (None, 0.0, None) if output is None else self._judged(output)
+        found: list[Peak] = []
+        given = features
+        places = [placed] if placed is not None else []
+        while self._eraser is not None and placed is not None and len(places) < self._peaks:
+            position, ellipse = placed
+            sigma_m = max(ellipse.sigma_x, ellipse.sigma_y)
+            altitude_m = self._frame.altitude_m
+            features = self._eraser.erase(features, position.latitude, position.longitude, altitude_m, sigma_m)
+            (answer,) = self._run([self.model.contract.normalisation.apply(features)])
+            if not self._is_placed(answer):
+                answer = self._focused(features)
+            _, confidence, placed = (None, 0.0, None) if answer is None else self._judged(answer)
+            if placed is None or any(are_one(placed, other) for other in places):
+                break
+            places.append(placed)
+            found.append(Peak(*placed, confidence, "emitter"))
+        if len(places) == 1 and self._mirrors:
+            found = self._alternatives(given, places[0])
+        return tuple(found)
+
+    def _alternatives(self, features: np.ndarray, placed: tuple[Position, Uncertainty]) -> list[Peak]:
+        """Where the same emitter may be instead, as the likelihood of masked features has it."""
+        assert isinstance(self.model, LikelihoodModel)
+        assert self.model.contract.likelihood is not None
+        try:
+            likelihood = self.model.likelihood(self.model.contract.normalisation.apply(features)[None])
+        except EngineError:
+            return []
+        if likelihood is None or not np.isfinite(likelihood).all():
+            return []
+        several = [
+            Peak(basin.position, basin.uncertainty(self.probability), min(basin.mass, 1.0), "alternative")
+            for basin in basins(likelihood[0], self.model.contract.likelihood)
+        ]
+        if len(several) < 2:
+            return []
+        own = min(several, key=lambda peak: separation_m(peak.position, placed[0]))
+        return [peak for peak in several if peak is not own][: self._peaks - 1]
 
     @property
     def tells_likelihood(self) -> bool:
@@ -214,6 +292,7 @@ class Locator:
                 arm=arm,
                 spent_ms=_spent_ms(inference, index),
                 cache_hit=index in inference.hits,
+                peaks=inference.peaks.get(index, ()),
             )
             for index, window in enumerate(windows)
         ]
@@ -259,6 +338,7 @@ class Locator:
         arm: str,
         spent_ms: float,
         cache_hit: bool = False,
+        peaks: tuple[Peak, ...] = (),
     ) -> Fix:
         position: Position | None = None
         uncertainty: Uncertainty | None = None
@@ -293,6 +373,7 @@ class Locator:
             latency_ms=(time.monotonic() - context.completed_s) * 1e3,
             dropped_windows=context.dropped,
             id=context.id,
+            peaks=peaks,
         )
 
     def _judged(self, output: ModelOutput) -> tuple[str | None, float, tuple[Position, Uncertainty] | None]:

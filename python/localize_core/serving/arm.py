@@ -26,8 +26,8 @@ class Loader:
     window, 0 while that is not known. `instruments`: told how long models run.
     """
 
-    def __init__(self, *, min_confidence: float, probability: float) -> None:
-        self.min_confidence, self.probability = min_confidence, probability
+    def __init__(self, *, min_confidence: float, probability: float, peaks: int = 1) -> None:
+        self.min_confidence, self.probability, self.peaks = min_confidence, probability, peaks
         self.like: Contract | None = None
         self.time_steps = 0
         self.instruments: Instruments = NoInstruments()
@@ -42,6 +42,7 @@ class Loader:
                 min_confidence=self.min_confidence,
                 probability=self.probability,
                 backend=f"fallback:{model.identity.backend}" if as_fallback else None,
+                peaks=self.peaks,
             )
         except BaseException:
             model.close()

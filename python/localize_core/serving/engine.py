@@ -82,7 +82,9 @@ class Engine:
         self.health, self.tally = Health(), Tally()
         self.shadow_dropped = 0
         self._compiled = compiled
-        self._loader = Loader(min_confidence=_checked_confidence(min_confidence), probability=probability)
+        self._loader = Loader(
+            min_confidence=_checked_confidence(min_confidence), probability=probability, peaks=settings.peaks
+        )
         source = open_champion(settings, compiled=compiled)
         self._champion = Arm("champion", source, self._loader, self.health, self.tally, prefix="model")
         self._challenger: Arm | None = None

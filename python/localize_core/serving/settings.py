@@ -128,6 +128,7 @@ class ServingSettings(_Settings):
     max_in_flight: int = Field(
         8, ge=1, le=256, description="requests at an inference server at a time, each of one or more windows"
     )
+    peaks: int = Field(1, ge=1, le=8, description="places that are looked for in one window")
     queue: QueueSettings = QueueSettings()
     session: SessionSettings = SessionSettings()
     challenger: ChallengerSettings | None = None

@@ -167,6 +167,7 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("[model]", "challenger", [{"uri": "b.onnx", "mode": "canary"}], [{"uri": "compiled"}, {"uri": "b", "mode": "x"}]),
     ("[model]", "min_confidence", [0.0, 1.0], [-0.1, 1.1]),
     ("[model]", "probability", [0.5], [0.0, 1.0]),
+    ("[model]", "peaks", [1, 8], [0, 9]),
     ("[tracker]", "acceleration_mps2", [0.01, 1e4], [0.0, -1.0, 1e5]),
     ("[tracker]", "max_speed_mps", [0.1, 1e4], [0.0, 1e5]),
     ("[tracker]", "gate", [0.5, 0.9999], [0.4, 1.0]),
