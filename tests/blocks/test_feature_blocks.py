@@ -271,6 +271,21 @@ def test_alignment_and_foreign_tags_go_along_and_malformed_ones_do_no_harm():
         assert port_tags["burst"] == [(1, 5)]
 
 
+@pytest.mark.parametrize("sizes", [(8191,), (100, 37)])
+def test_boundaries_say_which_frames_have_seen_both_sides(sizes):
+    n_fft, hop = 64, 24
+    at = [240, 301, 500]
+    written = [(k, tags.BOUNDARY, tags.boundary_to_pmt("gap")) for k in at]
+    block = localize.mel_spectrogram(RATE_HZ, n_fft, hop, 8)
+    _, (found,) = run(block, [chopped_source(noise(960), sizes, [*written, (700, tags.BOUNDARY, pmt.PMT_NIL)])])
+    spans = [((k + 1) * hop - n_fft, (k + 1) * hop) for k in range(40)]
+    for (frame, told_), sample in zip(found["localize_boundary"], at, strict=True):
+        reason, reaching = told_
+        across = [k for k, (first, end) in enumerate(spans) if first < sample < end]
+        assert reason == "gap"
+        assert list(range(frame, frame + reaching)) == across
+
+
 def test_tags_of_other_inputs_do_not_go_along():
     written, _ = sample_tags([0])
     block = localize.cross_correlation(RATE_HZ, 2, 64, n_lags=16)

@@ -15,6 +15,7 @@ import spox.opset.ai.onnx.v17 as op
 from gnuradio import blocks, gr, localize
 from gnuradio.localize import tags
 from gnuradio.localize.pmt_codec import fix_from_pmt
+from localize_core.engine.windows import frames_across
 from localize_core.errors import ConfigError, EngineError, ModelError
 from localize_core.features.quality import SampleFlag
 from localize_core.model.contract import Contract
@@ -170,6 +171,75 @@ def test_without_time_the_host_says_when(model, contract):
     for fix in fixes:
         assert fix.time_source == "host"
         assert before - 1.0 < fix.timestamp.timestamp() < time.time()
+
+
+@pytest.mark.parametrize("chop", [(1000,), (1,), (5, 2)])
+def test_no_window_spans_a_boundary_and_every_frame_is_accounted_for(model, contract, chop):
+    """Frames 10 to 12 have seen both sides of one, 30 is the first after another."""
+    found = [
+        (1, 10, tags.BOUNDARY, tags.boundary_to_pmt("gap", 3)),
+        (0, 10, tags.BOUNDARY, tags.boundary_to_pmt("gap", 2)),
+        (0, 30, tags.BOUNDARY, tags.boundary_to_pmt("retune")),
+        (0, 20, tags.BOUNDARY, pmt.intern("nothing")),
+    ]
+    block = localize.onnx_inference(model, time_steps=4)
+    fixes, _ = run(block, numbered(contract, 40), [*feature_tags(contract, warmup=1), *found], chop=chop)
+    assert first_frames(fixes, 4) == [1, 5, 13, 17, 21, 25, 30, 34]
+    assert [fix.sequence for fix in fixes] == list(range(8))
+    windows = block.windows
+    assert (windows["offered"], windows["served"], windows["interrupted"]) == (8, 8, 2)
+    assert windows["frames"] == {"taken": 40, "offered": 32, "interrupted": 2, "skipped": 4, "held": 2}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [(0, 9, tags.RX_TIME, tags.time_to_pmt(BASE_S, 9 * HOP / RATE + 3.0 / RATE))],
+        [(0, 9, tags.RX_TIME, tags.time_to_pmt(BASE_S - 7, 0.0))],
+        [(0, 9, tags.RX_FREQ, pmt.from_double(2e6))],
+        [(0, 9, tags.RESTART, tags.restart_to_pmt())],
+    ],
+)
+def test_without_time_align_jumps_retunes_and_restarts_end_windows(model, contract, change):
+    start = [(0, 0, tags.RX_TIME, tags.time_to_pmt(BASE_S, 0.0)), (0, 0, tags.RX_FREQ, pmt.from_double(1e6))]
+    fixes, _ = run(localize.onnx_inference(model, time_steps=4), numbered(contract, 24), [*start, *change])
+    assert first_frames(fixes, 4)[:3] == [0, 4, 9 + frames_across(HOP - 1, contract.n_fft, HOP)]
+    # Where time_align has been, it says where windows end.
+    aligned = [(0, 0, tags.ALIGNMENT, tags.alignment_to_pmt(Alignment(1.0)))]
+    fixes, _ = run(localize.onnx_inference(model, time_steps=4), numbered(contract, 24), [*start, *aligned, *change])
+    assert first_frames(fixes, 4) == [0, 4, 8, 12, 16, 20]
+
+
+def test_times_at_the_streams_own_rate_and_the_same_frequency_end_nothing(model, contract):
+    rate = RATE * (1 + 80e-6)
+    found = [(0, 0, tags.RX_RATE, pmt.from_double(rate))]
+    for frame in range(0, 400, 50):
+        found.append((0, frame, tags.RX_TIME, tags.time_to_pmt(BASE_S, frame * HOP / rate)))
+        found.append((0, frame, tags.RX_FREQ, pmt.from_double(1e6)))
+    fixes, _ = run(localize.onnx_inference(model, time_steps=4), numbered(contract, 400), found)
+    assert len(fixes) == 100
+
+
+def test_whose_clock_it_was(model, contract):
+    found = [
+        (0, 0, tags.RX_TIME, tags.time_to_pmt(BASE_S, 0.5)),
+        (0, 0, tags.TIME_SOURCE, tags.time_source_to_pmt("host")),
+        (0, 8, tags.TIME_SOURCE, tags.time_source_to_pmt("rx_time")),
+    ]
+    fixes, _ = run(localize.onnx_inference(model, time_steps=4), numbered(contract, 12), found)
+    assert [fix.time_source for fix in fixes] == ["host", "host", "rx_time"]
+    assert {fix.timestamp.year for fix in fixes} == {2023}
+
+
+def test_the_account_goes_on_in_a_block_that_takes_over(model, contract):
+    first = localize.onnx_inference(model, time_steps=4)
+    run(first, numbered(contract, 10))
+    second = localize.onnx_inference(first.engine, time_steps=4)
+    second.count_on(first)
+    run(second, numbered(contract, 9))
+    windows = second.windows
+    assert windows["offered"] == 4
+    assert windows["frames"] == {"taken": 19, "offered": 16, "interrupted": 2, "skipped": 0, "held": 1}
 
 
 CHANGING: list[Tag] = [

@@ -132,6 +132,8 @@ class EngineCollector(Collector):
         yield make.counter("windows_offered", "Windows that the streams have filled.", told.get("offered"))
         yield make.counter("windows_served", "Windows that were answered.", told.get("served"))
         yield make.counter("windows_dropped", "Windows that were lost.", told.get("dropped"), ("stage",))
+        interrupted = told.get("interrupted")
+        yield make.counter("windows_interrupted", "Windows that a boundary cut short, not offered.", interrupted)
         yield make.gauge("windows_waiting", "Windows that wait to be answered.", told.get("waiting"))
         yield make.gauge("windows_answering", "Windows that are being answered.", told.get("answering"))
         yield make.gauge("windows_oldest_age_seconds", "Of the one that waits longest.", _seconds(told.get("age_ms")))

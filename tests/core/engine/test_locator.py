@@ -119,6 +119,14 @@ def test_channels_of_a_bad_receiver_are_emptied(make_contract, make_model, bad):
         assert [report.used for report in fix.receivers] == [True, False, True]
 
 
+def test_an_absent_receiver_is_left_out_and_says_so(make_contract, make_model):
+    contract = make_contract()
+    path = make_model(contract, position=fed())
+    fix = locate(path, window_of(contract, flags=(NONE, SampleFlag.ABSENT, NONE), unusable=(1,)))
+    assert fix.status == "ok"
+    assert [(report.used, report.flags) for report in fix.receivers] == [(True, ()), (False, ("absent",)), (True, ())]
+
+
 def test_one_channel_that_is_not_finite_costs_no_receiver(make_contract, make_model):
     contract = make_contract()
     window = window_of(contract)
@@ -161,6 +169,8 @@ INVALID, SILENT = SampleFlag.INVALID, SampleFlag.SILENT
         ((INVALID, SILENT, SILENT), (1, 2), "too_few_receivers"),  # some bad frames cost the first one nothing
         ((SILENT, SILENT, SILENT), (1, 2), "too_few_receivers"),
         ((SampleFlag.UNALIGNED, SampleFlag.UNALIGNED, NONE), (), "too_few_receivers"),
+        ((SampleFlag.ABSENT, SampleFlag.ABSENT, NONE), (0, 1), "too_few_receivers"),
+        ((SampleFlag.ABSENT, SILENT, SILENT), (0, 1, 2), "too_few_receivers"),
     ],
 )
 def test_too_few_receivers_are_left(make_contract, make_model, flags, unusable, reason):
