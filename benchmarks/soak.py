@@ -112,6 +112,7 @@ class Report:
     streams: int = 0
     restarts_of_graph: int = 0
     rss_mib: dict[str, float] = field(default_factory=dict)
+    rss_every_10_s_mib: list[float] = field(default_factory=list)
     rss_slope_mib_per_h: float = 0.0
     threads: tuple[int, int] = (0, 0)
     fds: tuple[int, int] = (0, 0)
@@ -432,6 +433,7 @@ def _check_growth(report: Report, looks: list[Look]) -> None:
     if len(looks) < 3:
         return
     span_s = looks[-1].at_s - looks[0].at_s
+    report.rss_every_10_s_mib = [round(each.rss_mib, 1) for each in looks[:: round(10.0 / LOOK_S)]]
     warm_s = min(WARM_UP_S, span_s / 3.0)
     warm = [each for each in looks if each.at_s - looks[0].at_s >= warm_s]
     hours = np.array([(each.at_s - looks[0].at_s) / 3600.0 for each in warm])
