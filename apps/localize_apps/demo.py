@@ -21,6 +21,7 @@ from localize_core.geodesy import GEOD
 from localize_core.score import Score, Track, score
 from localize_core.simulation.scene import Scene
 from localize_core.station.config import HttpTable, PublishTable, Station, ZmqTable, load_station
+from localize_core.tracking.settings import TrackerSettings
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
@@ -31,6 +32,8 @@ from localize_apps.demo_view import DemoView
 from localize_apps.runner import run_station
 
 PICTURE_NAME = "gr-localize-demo.png"
+TRACKER = TrackerSettings(acceleration_mps2=100.0, max_speed_mps=300.0, lag_s=0.4)
+"""For a car in time lapse, which turns corners at 200 m/s."""
 REFRESH_HZ = 8
 
 
@@ -40,13 +43,14 @@ class Show(Protocol):
     def __call__(self, fix: Fix, error_m: float | None) -> None: ...
 
 
-def demo_station(endpoint: str | None, http: HttpTable | None = None) -> Station:
+def demo_station(endpoint: str | None, http: HttpTable | None = None, *, track: bool = False) -> Station:
     """The station that ships with this command. `endpoint`: where fixes are published instead of its own; `http`: how
-    its map is served, None for no map."""
+    its map is served, None for no map; `track`: whether fixes are followed."""
     with resources.as_file(resources.files("localize_apps") / "demo.toml") as path:
         station = load_station(path)
     publish = station.publish if endpoint is None else PublishTable(zmq=[ZmqTable(endpoint=endpoint)])
-    return station.model_copy(update={"publish": publish, "http": http})
+    tracker = TRACKER if track else station.tracker
+    return station.model_copy(update={"publish": publish, "http": http, "tracker": tracker})
 
 
 def scene_of(station: Station) -> Scene:
@@ -66,6 +70,16 @@ def error_m(fix: Fix, scene: Scene) -> float | None:
         return None
     latitude, longitude = scene.truth(fix.timestamp.timestamp())
     return float(GEOD.inv(fix.position.longitude, fix.position.latitude, longitude, latitude)[2])
+
+
+def track_error_m(fixes: list[Fix], scene: Scene) -> float | None:
+    """Rms distance of tracks from the truth at their times, metres."""
+    squared = []
+    for fix in fixes:
+        for track in fix.tracks:
+            latitude, longitude = scene.truth(fix.timestamp.timestamp() - track.lag_s)
+            squared.append(GEOD.inv(track.position.longitude, track.position.latitude, longitude, latitude)[2] ** 2)
+    return float(np.sqrt(np.mean(squared))) if squared else None
 
 
 def truth_track(scene: Scene, duration_s: float) -> Track:
@@ -139,6 +153,7 @@ def _picture(station: Station, fixes: list[Fix], truth: Track, summary: str, pat
 )
 @click.option("--no-picture", is_flag=True, help="Draw no picture.")
 @click.option("--fast", is_flag=True, help="As fast as it goes instead of in real time.")
+@click.option("--track", is_flag=True, help="Follow the emitter: fixes carry a track.")
 @click.option("--zmq", "endpoint", help="Endpoint at which fixes are published meanwhile.")
 @click.option(
     "--map/--no-map",
@@ -155,6 +170,7 @@ def command(
     folder: Path,
     no_picture: bool,
     fast: bool,
+    track: bool,
     endpoint: str | None,
     with_map: bool | None,
     port: int,
@@ -167,7 +183,7 @@ def command(
     """
     console = Console(highlight=False)
     served = console.is_terminal and not as_json and _can_serve() if with_map is None else with_map
-    station = demo_station(endpoint, HttpTable(port=port) if served else None)
+    station = demo_station(endpoint, HttpTable(port=port) if served else None, track=track)
     scene = scene_of(station)
     fixes: list[Fix] = []
     started_s = time.monotonic()
@@ -200,6 +216,8 @@ def command(
         truth = truth_track(scene, duration_s)
         result = score(fixes, truth)
         summary = summary_line(result)
+        if (followed := track_error_m(fixes, scene)) is not None:
+            summary += f"; track {followed:.0f} m rms, its fixes {result.rmse_m:.0f} m"
         click.echo(f"{summary}; {len(fixes) / elapsed_s:.1f} windows per second", err=as_json)
         if not no_picture:
             click.echo(_picture(station, fixes, truth, summary, folder / PICTURE_NAME), err=as_json)

@@ -142,14 +142,15 @@ class StationGraph(gr.top_block):
         if station.tracker is not None:
             fixes = station_tracker(station, live=live and duration_s is None)
             self.watched.append(fixes)
-            self.msg_connect(self.localizer, "fix", fixes, "fix")
+            for message in ("fix", "status"):
+                self.msg_connect(self.localizer, message, fixes, message)
         for sink in self._sinks(station):
             self.watched.append(sink)
             self.sinks.append(sink)
             self.msg_connect(fixes, "fix", sink, "fix")
         self.localizer.counters.add(*self.watched[2:])
         self.msg_connect(fixes, "fix", listener, "fix")
-        self.msg_connect(self.localizer, "status", listener, "status")
+        self.msg_connect(fixes, "status", listener, "status")
 
     def _sources(self, station: Station, duration_s: float | None, live: bool) -> Iterator[tuple[Any, int]]:
         table = station.station

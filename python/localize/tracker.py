@@ -29,6 +29,9 @@ class tracker(gr.sync_block):
     fix is followed; with it, fixes pass as they are while they come faster than they can be followed, and count in
     `passed`. The other parameters are those of TrackerSettings.
 
+    Messages on `status` go on as they came. GNU Radio ends a block with the first of those that send to it: whoever
+    takes both `fix` and `status` has to get both from here, or misses the last fixes of a recording.
+
     A message that is no fix goes no further: it is counted in `malformed` and logged once per burst. What else goes
     wrong is kept in `failure`, and fixes go on without tracks.
 
@@ -36,6 +39,7 @@ class tracker(gr.sync_block):
     """
 
     FIX_PORT = pmt.intern("fix")
+    STATUS_PORT = pmt.intern("status")
 
     def __init__(
         self,
@@ -69,9 +73,10 @@ class tracker(gr.sync_block):
         self._live = live
         self._debt_s, self._since_s = 0.0, 0.0
         self._thread: Executor | None = None
-        self.message_port_register_in(self.FIX_PORT)
-        self.message_port_register_out(self.FIX_PORT)
-        self.set_msg_handler(self.FIX_PORT, self._handle_fix)
+        for port, handler in ((self.FIX_PORT, self._handle_fix), (self.STATUS_PORT, self._handle_status)):
+            self.message_port_register_in(port)
+            self.message_port_register_out(port)
+            self.set_msg_handler(port, handler)
 
     def start(self) -> bool:
         self.failure = None
@@ -90,6 +95,9 @@ class tracker(gr.sync_block):
     def late(self) -> int:
         """Fixes that were no newer than the one before them: they have no tracks."""
         return self._tracker.late
+
+    def _handle_status(self, message: Any) -> None:
+        self.message_port_pub(self.STATUS_PORT, message)
 
     def _handle_fix(self, message: Any) -> None:
         followed = message

@@ -73,6 +73,21 @@ def test_fixes_are_published_meanwhile(fixes: list[Fix], published: list[Fix]) -
     assert published[0] in fixes
 
 
+def test_tracks_come_with_the_fixes_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--duration", "5", "--track", "--json", "--no-picture", "--zmq", f"ipc://{tmp_path}/fixes"]
+    assert main([*FAST, *arguments]) == 0
+    printed = capsys.readouterr()
+    fixes = [fix_from_json(line) for line in printed.out.splitlines()]
+    assert [fix.sequence for fix in fixes] == list(range(25))
+    assert {track.id for fix in fixes for track in fix.tracks} == {1}
+    assert all(fix.tracks for fix in fixes[4:])
+    assert all(0.4 <= track.lag_s < 0.61 for track in fixes[-1].tracks)
+    assert "track " in printed.err
+    assert not any(fix.tracks for fix in fixes[:2])
+
+
 def test_lines_and_picture_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "made" / "here"
     assert main([*FAST, "--duration", "3", "--output", str(folder), "--zmq", f"ipc://{tmp_path}/fixes"]) == 0
