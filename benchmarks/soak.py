@@ -75,6 +75,8 @@ zmq = {{ endpoint = "{zmq}" }}
 redis = {{ url = "{redis}", capacity = 100 }}
 """
 
+SERVICE = {"MALLOC_ARENA_MAX": "2"}
+"""As in the unit that is shipped."""
 FIRST_FIX_S = 120.0
 STOP_S = 30.0
 EVERY_S = 10.0
@@ -174,8 +176,9 @@ class Soak:
         self.log = folder / "log.jsonl"
         with self.log.open("wb") as log:
             self.process = start_app(
-                "--log-format", "json", "-v", "run", "station.toml", "--json", cwd=folder, stderr=log
-            )
+                "--log-format", "json", "-v", "run", "station.toml", "--json",
+                cwd=folder, stderr=log, env={**os.environ, **SERVICE},
+            )  # fmt: skip
         stack.callback(self._end)
         self.fixes = Fixes(self.process)
         self._subscriber: subprocess.Popen[str] | None = None
