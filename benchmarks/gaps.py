@@ -80,8 +80,8 @@ class _Lossy:
 
     def __post_init__(self) -> None:
         begin, end = self.firsts, self.firsts + self.counts
-        # Sample n stands at n + fraction: the step before it is no longer the gap's, nor is the one after the last yet.
-        self.edges = np.sort(np.concatenate([begin[1:] + 1, end[:-1]]))
+        # Sample n stands at n + fraction. The step after the last one before a gap is still made of those alone.
+        self.edges = np.sort(np.concatenate([begin[1:] + 1, end[:-1] + 1]))
 
     def chunks(self, size: int) -> Iterator[tuple[int, np.ndarray, list[TimeTag]]]:
         """When each chunk's last sample was received, in steps; samples; tags."""

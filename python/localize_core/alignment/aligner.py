@@ -336,8 +336,7 @@ class Aligner:
                 if state.waits
                 and (
                     any(other.reach >= grid + self._wait for other in here)
-                    if here
-                    else stream not in behind and self._is_outrun(stream, ahead + behind)
+                    or (stream not in behind and self._is_outrun(stream, here + ahead + behind))
                 )
             ]
             if not overdue:

@@ -354,6 +354,24 @@ def test_a_clock_that_stays_a_year_ahead_is_left_out_and_its_buffer_stays_small(
     assert output.aligner.streams[0].late_samples > 0
 
 
+def test_one_that_goes_while_another_is_waited_for_does_not_hold_up_either():
+    """The first ends 0.4 s after the second, before that can be done without, and is back long before it."""
+    radios = [Radio([(0.0, 5.0), (9.0, 40.0)]), Radio([(0.0, 4.6), (36.0, 40.0)])]
+    aligner = make(2)
+    events = sorted((when, k, first, end) for k in range(2) for when, first, end in radios[k].arrivals())
+    for when, k, first, end in events:
+        own = [tag for tag in radios[k].tags if first <= tag.index < end]
+        aligner.push(k, radios[k].samples[first:end], own)
+        latest = None
+        while (block := aligner.pull(10**6)) is not None:
+            assert block.time is not None
+            latest = block.time[0] - BASE_S + block.time[1]
+        if 13.0 < when < 36.0:
+            assert latest is not None
+            assert when - latest < 0.2
+    assert_same(live(radios), replay(radios))
+
+
 def test_a_stream_that_only_comes_late_is_given_up_and_joins_again():
     """Its samples are all there, but for a while nobody has them."""
     radios = [Radio([(0.0, 20.0)]), Radio([(0.0, 20.0)])]
