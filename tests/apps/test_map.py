@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from localize_core.serving.settings import ServingSettings
 from localize_core.simulation.scene import Scene
 from localize_core.station.config import load_station
 from localize_core.station.plan import plan_station
-from localize_core.types.fix import REASONS, RECEIVER_FLAGS, Fix, ModelIdentity, Position, ReceiverReport, Uncertainty
+from localize_core.types.fix import (
+    REASONS,
+    RECEIVER_FLAGS,
+    Fix,
+    ModelIdentity,
+    Position,
+    ReceiverReport,
+    TrackReport,
+    Uncertainty,
+)
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install playwright")
 pytest.importorskip("uvicorn", reason="no web server here: pip install gr-localize[serve]")
@@ -195,6 +205,37 @@ def test_fixes_appear_and_move(pages, desktop, serve, fix_at) -> None:
     assert east > 7.6
     assert south < 45.0
     assert north > 45.2
+
+
+def test_tracks_have_a_line_an_arrow_and_an_ellipse(pages, desktop, serve, fix_at) -> None:
+    rows = ((1.0, 0.0, 0.0, 0.0),) * 4
+    track = TrackReport(
+        3, "confirmed", Position(45.1, 7.5), Uncertainty(300.0, 100.0, 0.0), 0.0, 300.0, rows, 5, 2.0, 0.0
+    )
+    service = Service(stations=(DEMO,))
+    page = pages.open(desktop, serve(service).url)
+    for number in range(4):  # along a meridian, beside which no fix and no trail lies
+        there = replace(track, position=Position(45.1 + 0.02 * number, 7.45))
+        changes = {"reason": "silence"} if number == 3 else {}
+        service.publish(fix_at(number, 45.0, 7.7, tracks=(there,), **changes))
+    wait_for_fix(page, 3)
+    shown = page.evaluate(FIRST)
+    (drawn,) = shown["tracks"]
+    assert [place["latitude"] for place in drawn["line"]] == pytest.approx([45.16, 45.14, 45.12, 45.1])
+    azimuth_deg, _, ahead_m = GEOD.inv(7.45, 45.16, drawn["ahead"]["longitude"], drawn["ahead"]["latitude"])
+    assert (azimuth_deg, ahead_m) == pytest.approx((0.0, 1500.0), abs=0.01)
+    _, _, distance_m = GEOD.inv(np.full(128, 7.45), np.full(128, 45.16), *np.array(drawn["ring"])[:, ::-1].T)
+    assert distance_m.max() == pytest.approx(there.uncertainty.semi_major_m, rel=0.005)
+    assert colour_at(page, 45.13, 7.45)[3] == 255
+    page.get_by_text("#3 300.0 m/s towards 0°").wait_for()
+
+    service.publish(fix_at(4, 45.0, 7.7, stream="another", tracks=(track,)))  # numbers begin anew with the stream
+    wait_for_fix(page, 4)
+    assert [len(each["line"]) for each in page.evaluate(FIRST)["tracks"]] == [1]
+    service.publish(fix_at(5, 45.0, 7.7))
+    wait_for_fix(page, 5)
+    assert page.evaluate(FIRST)["tracks"] == []
+    assert colour_at(page, 45.13, 7.45)[3] == 0
 
 
 ELLIPSES = (

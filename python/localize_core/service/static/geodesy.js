@@ -21,6 +21,12 @@ export function ellipseRing({ latitude, longitude }, { semi_major_m, semi_minor_
   return ring;
 }
 
+/** Where somebody who leaves a position with `speed_mps` towards `course_deg` is after so many seconds. */
+export function placeAhead({ latitude, longitude }, { speed_mps, course_deg }, seconds) {
+  const point = WGS84.Direct(latitude, longitude, course_deg, speed_mps * seconds, WANTED);
+  return { latitude: point.lat2, longitude: point.lon2 };
+}
+
 /** `longitude` plus whole turns, as near as can be to `reference`. */
 export function nearestLongitude(longitude, reference) {
   return longitude + 360 * Math.round((reference - longitude) / 360);

@@ -13,6 +13,17 @@ export function makeRecord(cursor, fix) {
   return { cursor, fix, key: emitterKey(fix), time: Date.parse(fix.timestamp) };
 }
 
+/** By track of a fix, where it is. */
+function linesOf({ fix }) {
+  return new Map((fix.tracks ?? []).map(({ id, position }) => [id, [position]]));
+}
+
+/** Add the places of an older fix's tracks; numbers of another stream are those of others. */
+function prolong({ record, lines }, { fix }) {
+  if (fix.stream !== record.fix.stream) return;
+  for (const { id, position } of fix.tracks ?? []) lines.get(id)?.push(position);
+}
+
 /** The last `capacity` items, oldest first. */
 class Ring {
   #items = [];
@@ -127,8 +138,8 @@ export class FixHistory {
   }
 
   /**
-   * What was known at the fix shown last: by emitter its latest fix as `record`, and `trail`, the positions of
-   * up to `trailFixes` fixes before it, newest first.
+   * What was known at the fix shown last: by emitter its latest fix as `record`, `trail`, the positions of up to
+   * `trailFixes` fixes before it, newest first, and `lines`: by track of that fix, its places over those, likewise.
    */
   state(trailFixes) {
     const found = new Map();
@@ -139,17 +150,19 @@ export class FixHistory {
       if (!this.paused && !this.#latest.has(record.key)) continue; // had to make room
       let emitter = found.get(record.key);
       if (!emitter) {
-        emitter = { record, trail: [] };
+        emitter = { record, trail: [], lines: linesOf(record) };
         found.set(record.key, emitter);
         if (trailFixes === 0) unfinished--;
-      } else if (record.fix.position && emitter.trail.length < trailFixes) {
+      } else if (emitter.trail.length < trailFixes) {
+        prolong(emitter, record);
+        if (!record.fix.position) continue;
         emitter.trail.push(record.fix.position);
         if (emitter.trail.length === trailFixes) unfinished--;
       }
     }
     if (!this.paused) {
       for (const [key, record] of this.#latest) {
-        if (!found.has(key)) found.set(key, { record, trail: [] });
+        if (!found.has(key)) found.set(key, { record, trail: [], lines: linesOf(record) });
       }
     }
     return found;

@@ -4,7 +4,7 @@
 import { byId, copyText, element, setPressed, setText } from "./dom.js";
 import { Feed } from "./feed.js";
 import { clock, coordinates, count, frequency, metres, percent, reasonText, spokenCoordinates } from "./format.js";
-import { ellipseRing, nearestLongitude } from "./geodesy.js";
+import { ellipseRing, nearestLongitude, placeAhead } from "./geodesy.js";
 import { Graticule } from "./graticule.js";
 import { HeatMap } from "./heatmap.js";
 import { FixHistory, MAX_EMITTERS, emitterKey, makeRecord } from "./history.js";
@@ -19,6 +19,7 @@ const ANNOUNCE_MS = 10_000;
 const RATE_SLOTS = 20; // of TEXT_MS each
 const SETTLING_MS = 1000; // fixes of the past come first
 const MAX_ZOOM = 20;
+const AHEAD_S = 5; // that a track's arrow reaches
 
 const history = new FixHistory();
 const palette = new Palette();
@@ -139,7 +140,7 @@ function emitterOf({ key, fix }) {
     const { station, frequency_hz } = fix;
     const label = `${station} ${frequency(frequency_hz)}`;
     const emitter = { key, label, station, frequency_hz, ...palette.style(key), shown: true, dropped: 0 };
-    emitters.set(key, { ...emitter, record: null, trail: [], ring: null });
+    emitters.set(key, { ...emitter, record: null, trail: [], ring: null, tracks: [], lines: new Map() });
     legend.addEmitter(emitter);
     selected ??= key;
   }
@@ -237,13 +238,19 @@ function takeState() {
   // While paused those may come back that had to make room, but without end they may not.
   for (const { record } of state.values()) if (emitters.size < 2 * MAX_EMITTERS) emitterOf(record);
   for (const emitter of emitters.values()) {
-    const { record, trail } = state.get(emitter.key) ?? { record: null, trail: [] };
+    const { record, trail, lines } = state.get(emitter.key) ?? { record: null, trail: [], lines: new Map() };
     if (record !== emitter.record) {
       emitter.record = record;
       const { position, uncertainty } = record?.fix ?? {};
       emitter.ring = position ? ellipseRing(position, uncertainty) : null;
+      emitter.tracks = (record?.fix.tracks ?? []).map((track) => ({
+        ...track,
+        ring: ellipseRing(track.position, track.uncertainty),
+        ahead: placeAhead(track.position, track.velocity, AHEAD_S),
+      }));
     }
     emitter.trail = trail;
+    emitter.lines = lines;
   }
 }
 
@@ -450,13 +457,14 @@ window.localizeMap = {
   view: () => ({
     areas: shownStations().flatMap(({ area }) => (area ? [area] : [])),
     receivers: shownStations().flatMap(({ receivers }) => receivers),
-    emitters: drawnEmitters().map(({ key, label, colour, record, ring, trail }) => ({
+    emitters: drawnEmitters().map(({ key, label, colour, record, ring, trail, tracks, lines }) => ({
       key,
       label,
       colour,
       fix: record.fix,
       ring,
       trail,
+      tracks: tracks.map((track) => ({ ...track, line: lines.get(track.id) })),
     })),
     outdated: outdated(),
     paused: history.paused,

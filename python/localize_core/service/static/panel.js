@@ -132,6 +132,7 @@ const ROWS = [
   ["position", "Position"],
   ["ellipse", "Ellipse"],
   ["azimuth", "Major axis"],
+  ["tracks", "Tracks"],
   ["confidence", "Confidence"],
   ["frequency", "Frequency"],
   ["model", "Model"],
@@ -142,6 +143,12 @@ const ROWS = [
   ["alignment", "Alignment"],
   ["sequence", "Stream"],
 ];
+
+function trackText({ id, state, velocity, lag_s }) {
+  const going = `${velocity.speed_mps.toFixed(1)} m/s towards ${Math.round(velocity.course_deg) % 360}°`;
+  const behind = lag_s > 0 ? `, ${lag_s.toFixed(1)} s behind` : "";
+  return `#${id} ${going}${behind}${state === "coasting" ? ", coasting" : ""}`;
+}
 
 /** One fix, field by field. */
 export class Details {
@@ -190,6 +197,7 @@ export class Details {
         ? `${metres(uncertainty.semi_major_m)} × ${metres(uncertainty.semi_minor_m)}, holds ${percent(uncertainty.probability)}`
         : "none",
       azimuth: uncertainty ? `${uncertainty.azimuth_deg.toFixed(0)}° from true north` : "none",
+      tracks: (fix.tracks ?? []).map(trackText).join("; ") || "none",
       confidence: percent(fix.confidence),
       frequency: frequency(fix.frequency_hz),
       model: `${model.name}${model.version && `, version ${model.version}`}${model.arm && ` (${model.arm})`}, ${model.backend}`,

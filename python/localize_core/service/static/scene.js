@@ -1,4 +1,4 @@
-// What is drawn over the map: areas, receivers, and of every emitter trail, ellipse and position.
+// What is drawn over the map: areas, receivers, and of every emitter trail, tracks, ellipse and position.
 
 import { nearestLongitude } from "./geodesy.js";
 import { ScreenCanvas } from "./screen_canvas.js";
@@ -11,8 +11,9 @@ const LABEL_CHARACTERS = 40;
 
 /**
  * Draws a view: `{ areas: [{ south, west, north, east }], receivers: [{ name, latitude, longitude, colour }],
- * emitters: [{ key, label, colour, dash, position, ring, trail, selected }], outdated }`.
- * `position` and `ring` are null where there is no fix; `trail`: positions, newest first.
+ * emitters: [{ key, label, colour, dash, position, ring, trail, tracks, lines, selected }], outdated }`.
+ * `position` and `ring` are null where there is no fix; `trail`: positions, newest first; `tracks`: [{ id, state,
+ * position, ring, ahead }]; `lines`: by their id, places, newest first.
  */
 export const Scene = ScreenCanvas.extend({
   _view: { areas: [], receivers: [], emitters: [], outdated: false },
@@ -43,6 +44,7 @@ export const Scene = ScreenCanvas.extend({
     for (const area of areas) this._drawArea(context, area);
     const opacity = outdated ? 0.4 : 1;
     for (const emitter of emitters) this._drawTrail(context, emitter, opacity);
+    for (const emitter of emitters) for (const track of emitter.tracks) this._drawTrack(context, emitter, track, opacity);
     for (const emitter of emitters) if (emitter.ring) this._drawEllipse(context, emitter, opacity);
     context.globalAlpha = 1;
     for (const receiver of receivers) this._drawReceiver(context, receiver);
@@ -98,6 +100,40 @@ export const Scene = ScreenCanvas.extend({
       }
       context.fill();
     }
+  },
+
+  /** Its line, its ellipse in fine dashes, and an arrow to where it will be. */
+  _drawTrack(context, { colour, lines }, { id, state, position, ring, ahead }, opacity) {
+    const here = this._point(position.latitude, position.longitude);
+    const there = this._point(ahead.latitude, ahead.longitude);
+    const line = (lines.get(id) ?? [position]).map(({ latitude, longitude }) => this._point(latitude, longitude));
+    this._path(context, ring);
+    context.globalAlpha = opacity * (state === "coasting" ? 0.5 : 1);
+    context.setLineDash([2, 3]);
+    context.lineWidth = 1;
+    context.strokeStyle = colour;
+    context.stroke();
+    context.setLineDash([]);
+    const head = Math.atan2(there.y - here.y, there.x - here.x);
+    context.beginPath();
+    for (const { x, y } of line) context.lineTo(x, y);
+    context.moveTo(here.x, here.y);
+    context.lineTo(there.x, there.y);
+    if (here.distanceTo(there) > 4) {
+      for (const side of [-0.45, 0.45]) {
+        context.moveTo(there.x, there.y);
+        context.lineTo(there.x - 9 * Math.cos(head + side), there.y - 9 * Math.sin(head + side));
+      }
+    }
+    for (const [width, style] of [
+      [4.5, themeColour("--ground")],
+      [2, colour],
+    ]) {
+      context.lineWidth = width;
+      context.strokeStyle = style;
+      context.stroke();
+    }
+    this._labels.push({ text: `#${id}`, x: here.x, y: here.y - 8, align: "beside" });
   },
 
   _drawEllipse(context, { ring, colour, dash, selected }, opacity) {
