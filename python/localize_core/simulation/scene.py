@@ -79,13 +79,18 @@ class Scene:
             sent(other, sample_rate_hz, offset_hz=also.frequency_offset_hz, pauses_s=also.pauses_s)
             for other, also in zip(further, config.also, strict=True)
         ]
-        shape = {"sample_rate_hz": sample_rate_hz, "size": self._size}
+        is_heard = [config.waveform != "none", *(also.waveform != "none" for also in config.also)]
         self._emissions = [
-            Emission(wave, paths, self.errors, **shape, drifting=rate * self._size > NO_DRIFT)
-            for wave, paths, emitter in zip(
-                waves, (self._propagation, *self._further), (config, *config.also), strict=True
+            Emission(
+                wave,
+                paths,
+                self.errors,
+                sample_rate_hz=sample_rate_hz,
+                size=self._size,
+                drifting=rate * self._size > NO_DRIFT,
             )
-            if emitter.waveform != "none"
+            for wave, paths, heard in zip(waves, (self._propagation, *self._further), is_heard, strict=True)
+            if heard
         ]
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
 
