@@ -198,6 +198,7 @@ class Usrp(StandIn):
             {
                 "get_num_mboards": len(pulses),
                 "get_antennas": ("TX/RX", "RX2"),
+                "get_time_sources": ("none", "internal", "external", "gpsdo"),
                 "get_samp_rate": 2e6,
                 "get_center_freq": 100e6,
                 "get_mboard_sensor_names": ("ref_locked", "gps_locked", "gps_time"),
@@ -264,7 +265,6 @@ def open_uhd(monkeypatch) -> Iterator[Callable[..., tuple[Usrp, Any]]]:
         ({"dc_removal": False}, ("set_auto_dc_offset", False, 0)),
         ({"clock_source": "external"}, ("set_clock_source", "external", 0)),
         ({}, ("set_clock_source", "internal", 0)),
-        ({}, ("set_time_source", "none", 0)),
         ({"time_source": "gpsdo"}, ("set_time_source", "gpsdo", 0)),
         ({}, ("set_samp_rate", 2e6)),
     ],
@@ -273,6 +273,14 @@ def test_what_a_usrp_is_told(open_uhd, keys, wanted):
     source, _ = open_uhd(device_of("uhd", args="serial=1", **keys))
     assert source.made == ("serial=1", [0])
     assert wanted in source.calls
+
+
+@pytest.mark.parametrize(
+    ("known", "name"), [(["internal", "external", "sfp0"], "internal"), (["none", "mimo"], "none")]
+)
+def test_a_usrp_s_own_time_has_the_name_that_it_knows(open_uhd, known, name):
+    source, _ = open_uhd(device_of("uhd", args="serial=1"), get_time_sources=lambda board: known)
+    assert ("set_time_source", name, 0) in source.calls
 
 
 def test_a_usrp_without_pulses_has_this_computer_s_time(open_uhd):

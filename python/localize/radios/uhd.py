@@ -44,7 +44,7 @@ def open_radio(device: Device, station: StationTable) -> Radio:
             if shared.subdev is not None:
                 source.set_subdev_spec(shared.subdev, mboard)
             source.set_clock_source(shared.clock_source, mboard)
-            source.set_time_source("none" if shared.time_source == "internal" else shared.time_source, mboard)
+            source.set_time_source(_time_source(source, shared, mboard), mboard)
         source.set_samp_rate(station.sample_rate_hz)
         for port, table in enumerate(device.sources):
             _set_channel(source, port, table)
@@ -89,6 +89,13 @@ def _look(device: Device) -> None:
         raise RadioError(
             f"{device.name}: no such USRP; is it powered and connected, and its firmware here ({UHD_IMAGES})?"
         )
+
+
+def _time_source(source: Any, table: UhdSource, mboard: int) -> str:
+    """As the motherboard calls it: N2xx have "none" in place of "internal", N3xx and X4xx have no "none"."""
+    if table.time_source != "internal" or "internal" in source.get_time_sources(mboard):
+        return table.time_source
+    return "none"
 
 
 def _set_channel(source: Any, port: int, table: UhdSource) -> None:
