@@ -117,6 +117,7 @@ class LiveRun:
         self._failures = 0
         self._ended_fixes = self._ended_dropped = 0
         self._accepted = False  # whether a device that can never work is only a device that is lost
+        self._telling = threading.Lock()
         self._receivers = Receivers(station, self._receivers_changed, radio_of=radio_of)
         self._graph: _Running | None = None
         self._next = self._made(station, self._receivers)
@@ -191,7 +192,7 @@ class LiveRun:
         except ConfigError as error:
             log.error("reload: going on as before: %s", error)
             return
-        if not _takes_a_graph(self.station, wanted):
+        if not _takes_a_graph(self.station, wanted) and self._receivers.fatal is None:
             self.station = reload_model(self.engine, self.station, wanted)
             return
         before, self._accepted = self.station, True
@@ -289,11 +290,13 @@ class LiveRun:
         """From any thread."""
         if self._graph is None:
             return
-        engine, lost = self.engine, self._receivers.lost()
-        if lost:
-            engine.health.report("receiver_lost", lost)
-        else:
-            engine.health.clear("receiver_lost")
+        engine = self.engine
+        with self._telling:  # else what was true first may be told last
+            lost = self._receivers.lost()
+            if lost:
+                engine.health.report("receiver_lost", lost)
+            else:
+                engine.health.clear("receiver_lost")
         engine.notify()
 
 
@@ -341,21 +344,22 @@ class _Sink:
     """The account of a sink over all graphs that it was in."""
 
     def __init__(self) -> None:
-        self._ended: list[tuple[int, int]] = []
+        self._ended_sent = self._ended_dropped = 0
         self._now: CountingSink | None = None
 
     def go_on(self, sink: CountingSink) -> None:
         if self._now is not None:
-            self._ended.append((self._now.sent, self._now.dropped + self._now.backlog))
+            self._ended_sent += self._now.sent
+            self._ended_dropped += self._now.dropped + self._now.backlog
         self._now = sink
 
     @property
     def sent(self) -> int:
-        return sum(sent for sent, _ in self._ended) + (0 if self._now is None else self._now.sent)
+        return self._ended_sent + (0 if self._now is None else self._now.sent)
 
     @property
     def dropped(self) -> int:
-        return sum(dropped for _, dropped in self._ended) + (0 if self._now is None else self._now.dropped)
+        return self._ended_dropped + (0 if self._now is None else self._now.dropped)
 
     @property
     def backlog(self) -> int:

@@ -84,8 +84,10 @@ class DeviceGraph:
         return None if now_s - heard_s < SILENT_S else f"no samples for {SILENT_S:g} s"
 
     def close(self) -> None:
-        self._graph.stop()
-        self._radio.close()
+        try:
+            self._graph.stop()
+        finally:
+            self._radio.close()
         self._waiter.join()
 
 
@@ -103,13 +105,11 @@ class _Watched:
         )
 
     def serves(self, device: Device, table: StationTable) -> bool:
-        """Whether it is what that device is to be."""
+        """Whether it is what that device is to be, and may yet work."""
         tuned = (self.table.sample_rate_hz, self.table.frequency_hz)
-        return (self.device.name, self.device.sources, tuned) == (
-            device.name,
-            device.sources,
-            (table.sample_rate_hz, table.frequency_hz),
-        )
+        wanted = (table.sample_rate_hz, table.frequency_hz)
+        same = (self.device.name, self.device.sources, tuned) == (device.name, device.sources, wanted)
+        return same and self.supervisor.fatal is None
 
 
 class Receivers:
