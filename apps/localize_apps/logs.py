@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -418,14 +419,18 @@ def read_lines(level: int, form: str, journal: bool) -> None:
     lines = NativeLines(setup.handler, level)
     source = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     source.settimeout(IDLE_S)
+    ended = select.poll()
+    ended.register(source, 0)  # hanging up is told in any case
     while True:
         try:
             piece = source.recv(MAX_PIECE)
         except TimeoutError:
             lines.end_line()
             continue
-        if not piece:
-            break
+        if not piece:  # the end, or a write of nothing
+            if ended.poll(0) and not source.recv(1, socket.MSG_PEEK):
+                break
+            continue
         lines.feed(piece.decode("utf-8", "replace"))
     lines.end_line()
     setup.flush()

@@ -232,6 +232,7 @@ with logs.native_lines():
     for number in range(100):
         block.logger.warn(f"overflow {number}")
     logging.getLogger("ours").warning("of Python", extra={"lost": 3})
+    os.write(2, b"")
     os.write(2, b"of a driver\\n")
     if sys.argv[2] == "abort":
         ctypes.CDLL(None).abort()
