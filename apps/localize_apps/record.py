@@ -171,7 +171,7 @@ def recorded_station(station: Station) -> Station:
     "--duration",
     "duration_s",
     type=click.FloatRange(min=0, min_open=True),
-    help="End after so many seconds of a simulated stream.",
+    help="End after so many seconds. Recordings always run to their end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
 @click.option(

@@ -38,7 +38,7 @@ def with_http(station: Station, port: int | None) -> Station:
     "--duration",
     "duration_s",
     type=click.FloatRange(min=0, min_open=True),
-    help="End after so many seconds of a simulated stream. Recordings always run to their end.",
+    help="End after so many seconds. Recordings always run to their end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
 @click.option(
@@ -70,7 +70,7 @@ def command(
 ) -> int:
     """Run the station described in the file STATION and print its fixes.
 
-    SIGHUP reads STATION again and loads the model that its [model] names now.
+    SIGHUP reads STATION again: a station with radios goes over to it, any other to the model that its [model] names.
 
     Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work; with --dry-run 0 or 2.
     SIGINT and SIGTERM end it with the fixes that are on their way, a second one at once (130, 143).

@@ -121,9 +121,10 @@ class StationRecorder:
             path = self.folder / f"{self.name}.sigmf-collection"
             draft = path.with_name(f".{path.name}.new")
             try:
-                for each in whole:
-                    if each not in self._digests:
-                        self._digests[each] = self._sigmf.hashing.calculate_sha512(filename=each)
+                known = self._digests
+                self._digests = {
+                    each: known.get(each) or self._sigmf.hashing.calculate_sha512(filename=each) for each in whole
+                }
                 streams = [{"name": each.with_suffix("").name, "hash": self._digests[each]} for each in whole]
                 collection = self._sigmf.SigMFCollection(
                     metadata={"collection": {"core:streams": streams}}, base_path=self.folder, skip_checksums=True
