@@ -458,7 +458,7 @@ def main(gaps: int, scenes: int, cuts: int, seed: int) -> None:
         worst = np.abs(found.error_samples).max()
         click.echo(
             f"{gaps} gaps: {found.boundaries} boundaries, {found.windows} windows, {found.spanning} span a gap; after "
-            f"{len(found.error_samples)} returns streams are {worst:.4f} samples off at most; frames {found.frames}, "
+            f"{len(found.error_samples)} returns streams are {worst:.2g} samples off at most; frames {found.frames}, "
             f"{found.expected_frames} in all"
         )
     if scenes:

@@ -482,3 +482,41 @@ def test_inner_blocks_outlive_garbage_collection(station, received):
     gc.collect()
     flowgraph.run()
     assert found.num_messages() == 2
+
+
+def test_a_replay_of_radios_goes_on_with_three_and_says_who_is_absent(model_cache, received):
+    """The third receiver's recording ends after the first window."""
+    text = STATION.replace("[scene]", "[alignment]\nmax_wait_s = 0.1\n[scene]")
+    station = parse_station(text, folder=Path())
+    streams = [*received]
+    streams[2] = received[2, :13_000]
+    localizer = localize.localizer(station, 4)
+    flowgraph, found = gr.top_block(), blocks.message_debug()
+    sources = [tagged_source(samples, scene_of(station), True) for samples in streams]
+    for index, source in enumerate(sources):
+        flowgraph.connect(source, (localizer, index))
+    flowgraph.msg_connect(localizer, "fix", found, "store")
+    flowgraph.run()
+    assert localizer.failure is None
+    fixes = [fix_from_pmt(found.get_message(k)) for k in range(found.num_messages())]
+    assert [[report.used for report in fix.receivers] for fix in fixes] == [[True] * 4, [True, True, False, True]]
+    gone = fixes[1].receivers[2]
+    assert (gone.flags, gone.level_db) == (("absent",), None)
+    # The second window begins after the recording's end.
+    assert (fixes[1].timestamp - fixes[0].timestamp).total_seconds() > 0.1
+    assert fixes[1].status == "ok"
+    assert_honest(fixes, station)
+    told = localizer.engine.status()["alignment"]
+    assert [(each["receiver"], each["present"]) for each in told] == [
+        ("east", True),
+        ("south", True),
+        ("west", False),
+        ("north", True),
+    ]
+    assert localizer.inference.windows["interrupted"] >= 1
+
+
+def test_one_live_receiver_is_aligned_for_its_gaps(level_station):
+    one = level_station.model_copy(update={"receiver": [level_station.receiver[0].model_copy(update={"source": None})]})
+    assert [block.name() for block in localize.localizer(one, 1, live=True).blocks].count("time_align") == 1
+    assert [block.name() for block in localize.localizer(one, 1).blocks].count("time_align") == 0

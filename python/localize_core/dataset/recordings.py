@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localize_core.alignment.aligner import Aligner
+from localize_core.alignment.settings import MAX_FILL_S
 from localize_core.alignment.timeline import TimeTag
 from localize_core.dataset.truth import FixedTruth, TruthFile
 from localize_core.dataset.windows import Label, Windows
@@ -28,7 +29,7 @@ from localize_core.model.compiled.compile import contract_of
 from localize_core.model.contract import Contract
 from localize_core.sources.recording import Recording, stamped_samples
 from localize_core.station.config import Station
-from localize_core.station.plan import MAX_FILL_S, fit_station, plan_station, read_recordings
+from localize_core.station.plan import fit_station, plan_station, read_recordings
 from localize_core.types.fix import Position
 from localize_core.types.time import shift_time
 

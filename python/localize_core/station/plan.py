@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localize_core.alignment.aligner import MAX_RATE_ERROR
+from localize_core.alignment.settings import MAX_FILL_S
 from localize_core.errors import ConfigError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
@@ -40,8 +41,6 @@ DISCIPLINED_SIGMA_NS = 100.0
 """The same of other receivers that share a clock: they are taken for disciplined by GNSS."""
 ONE_CLOCK_SIGMA_NS = 10.0
 """The same between channels of one recording or one radio: what cables and filters differ by."""
-MAX_FILL_S = 0.5
-"""Lost samples up to this become zeros; more are skipped in all streams."""
 MAX_WINDOW_VALUES = 1 << 26
 """Feature values in one window: 256 MiB."""
 SAMPLE_SIGMA = 0.003

@@ -45,16 +45,16 @@ def test_windows_would_span_gaps_without_boundaries(gaps, monkeypatch):
 
 
 def test_three_receivers_go_on_with_an_ellipse_as_the_geometry_says(gaps):
-    four, three = gaps.measure_receivers(60, seed=3)
+    four, three = gaps.measure_receivers(32, seed=1)
     assert four.missing == three.missing == 0
-    assert len(four.squared) == len(three.squared) == 60
+    assert len(four.squared) == len(three.squared) == 32
     grown, wanted = three.major_m.mean() / four.major_m.mean(), three.bound_m.mean() / four.bound_m.mean()
     assert wanted > 1.3
     assert grown == pytest.approx(wanted, rel=0.1)
-    # 60 windows: three standard deviations of a share of 95 % are 8 %.
+    # 32 windows: three standard deviations of a share of 95 % are 11 %, of one of 50 % are 27 %.
     for side in (four, three):
-        assert side.containment(0.95) > 0.86
-        assert side.containment(0.5) == pytest.approx(0.5, abs=0.2)
+        assert side.containment(0.95) > 0.84
+        assert side.containment(0.5) == pytest.approx(0.5, abs=0.27)
 
 
 def test_a_receiver_cut_and_restored_leaves_no_hole(gaps):
