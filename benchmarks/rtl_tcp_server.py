@@ -47,9 +47,9 @@ class RtlTcpServer:
 
     `played`: a file of cu8 samples or an array of complex ones, over and over; or an iterator of complex arrays, played
     once. `rate_hz`: true rate; None for the one that the client asks for. `epoch`: `time.monotonic()` at which sample 0
-    is on the air, the same for servers that start together: a client gets what is on the air while it listens. None:
-    each client gets all from the start (of an iterator: from where the last one stopped). `paced`: False for as fast as
-    the client reads. `greeting`: what a client is sent first.
+    is on the air, the same for servers that start together, or who tells it when the first sample is to be sent: a
+    client gets what is on the air while it listens. None: each client gets all from the start (of an iterator: from
+    where the last one stopped). `paced`: False for as fast as the client reads. `greeting`: what a client gets first.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RtlTcpServer:
         played: Path | np.ndarray | Iterator[np.ndarray],
         *,
         rate_hz: float | None = None,
-        epoch: float | None = None,
+        epoch: float | Callable[[], float] | None = None,
         paced: bool = True,
         greeting: bytes | None = struct.pack(">4sII", b"RTL0", R820T, R820T_GAINS),
     ) -> None:
@@ -183,7 +183,7 @@ class RtlTcpServer:
         if self._epoch is None:
             begun, position = time.monotonic(), 0
         else:
-            begun = self._epoch
+            begun = self._epoch() if callable(self._epoch) else self._epoch
             position = max(0, int((time.monotonic() - begun) * rate_hz))
         count = max(1, int(rate_hz * CHUNK_S))
         while wanted():
