@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from gnuradio import blocks, gr
-from localize_core.errors import ConfigError, RadioError
+from localize_core.errors import RadioError
 from localize_core.station.config import StationTable
 from localize_core.station.sources import Device
 
@@ -36,9 +36,6 @@ def open_radio(device: Device, station: StationTable) -> Radio:
     """The one receiver of an rtl_tcp server. Raises as `radios.open_radio`."""
     osmosdr = import_driver("osmosdr", device)
     source = device.source
-    for name in ("sample_rate_hz", "frequency_hz"):
-        if (value := getattr(station, name)) >= 2**32:
-            raise ConfigError(f"station.{name}={value:g}: {device.name} takes whole numbers below {2**32}")
     server, greeting = _connect(source.address)
     with server, socket.create_server(("127.0.0.1", 0)) as listener:
         relay = subprocess.Popen(

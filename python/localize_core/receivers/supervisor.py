@@ -181,12 +181,13 @@ class Supervisor:
             restarts=before.restarts if restarts is None else restarts,
             error=error,
         )
+        why = error.removeprefix(f"{self.name}: ")
         if state == "streaming":
             log.info("%s: streaming", self.name)
         elif changed:
-            log.warning("%s: %s%s: %s", self.name, state, ", trying again" if state == "absent" else "", error)
+            log.warning("%s: %s%s: %s", self.name, state, ", trying again" if state == "absent" else "", why)
         elif error != before.error:
-            log.info("%s: still %s: %s", self.name, state, error)
+            log.info("%s: still %s: %s", self.name, state, why)
         if changed or error != before.error:
             try:
                 self._on_change()

@@ -310,7 +310,7 @@ class Station(_Table):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"receiver names must differ, found more than once: {', '.join(twice)}")
-        check_sources(self.receiver)
+        check_sources(self.station, self.receiver)
         if self.source_kind == "scene" and self.scene is None:
             raise ValueError("sources of kind 'scene' need a [scene] table")
         return self
@@ -368,6 +368,10 @@ def _describe(error: ValidationError, data: dict[str, Any]) -> str:
         if item["type"] == "extra_forbidden":
             shown = "" if "token" in key or "password" in key else shown
             message = f"unknown key{_hint(item['loc'])}"
+        elif item["type"].startswith("union_tag"):
+            wanted, found = ", ".join(map(repr, SOURCE_TABLES)), item["ctx"].get("tag")
+            key = f"{key}.kind"
+            message = f"wanted one of {wanted}" + (", found none" if found is None else f" (given: {found!r})")
         lines.append(f"{key}: {message}{shown}")
     return "; ".join(dict.fromkeys(lines))
 
@@ -375,6 +379,8 @@ def _describe(error: ValidationError, data: dict[str, Any]) -> str:
 def _key(location: tuple[int | str, ...], data: dict[str, Any]) -> str:
     """A key as the file's author knows it: receivers by their names."""
     parts = [str(part) for part in location]
+    if parts[0:1] + parts[2:3] == ["receiver", "source"]:
+        del parts[3:4]  # the kind, by which a table was chosen
     if len(location) > 1 and location[0] == "receiver" and isinstance(location[1], int):
         receiver = data["receiver"][location[1]]
         if isinstance(receiver, dict) and isinstance(receiver.get("name"), str):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from localize_core.station.config import ReceiverTable, Station
+    from localize_core.station.config import ReceiverTable, Station, StationTable
 
 MAX_CHANNELS = 32
+RTL_TCP_HZ = 2**32
 
 
 class _Source(BaseModel):
@@ -333,8 +334,8 @@ def devices_of(station: Station) -> tuple[Device, ...]:
     )
 
 
-def check_sources(receivers: Sequence[ReceiverTable]) -> None:
-    """Raise ValueError where the receivers' sources do not go together."""
+def check_sources(station: StationTable, receivers: Sequence[ReceiverTable]) -> None:
+    """Raise ValueError where the receivers' sources do not go together, or with the station's rate and frequency."""
     kinds = {"none" if r.source is None else r.source.kind for r in receivers}
     if len(kinds) > 1 and not kinds <= set(LIVE_KINDS):
         raise ValueError(
@@ -349,12 +350,20 @@ def check_sources(receivers: Sequence[ReceiverTable]) -> None:
         source = receiver.source
         if not isinstance(source, RadioSource):
             continue
+        for key in ("sample_rate_hz", "frequency_hz"):
+            if isinstance(source, RtlTcpSource) and (value := getattr(station, key)) >= RTL_TCP_HZ:
+                raise ValueError(
+                    f"station.{key}={value:g}: receiver {receiver.name} has source.kind='rtl-tcp', whose protocol has "
+                    f"whole numbers below {RTL_TCP_HZ}"
+                )
         device = f"{source.DEVICE}={source.device_key!r}"
         others = seen.setdefault((source.kind, source.device_key), [])
         for name, other in others:
             if other.output == source.output:
-                channel = f" and channel={source.output}" if "channel" in type(source).model_fields else ""
-                raise ValueError(f"receivers {name} and {receiver.name} have the same {device}{channel}")
+                has_channels = "channel" in type(source).model_fields
+                same = f"{device} and channel={source.output}" if has_channels else device
+                wants = "a channel of its own" if has_channels else "a device of its own: this kind has one channel"
+                raise ValueError(f"receivers {name} and {receiver.name} have the same {same}; each wants {wants}")
             for key in source.SHARED:
                 theirs, own = getattr(other, key), getattr(source, key)
                 if theirs != own:

@@ -357,13 +357,16 @@ def test_receivers_without_a_source_are_for_flowgraphs():
 
 
 def test_an_unknown_key_of_a_source():
-    with pytest.raises(ConfigError, match=r"receiver north\.source\.scene\.colour: unknown key; allowed: kind"):
+    with pytest.raises(ConfigError, match=r"receiver north\.source\.colour: unknown key; allowed: kind"):
         parse(MINIMAL.replace('{ kind = "scene" }', '{ kind = "scene", colour = "red" }', 1))
 
 
 def test_an_unknown_kind_of_source():
-    with pytest.raises(ConfigError, match=r"receiver north\.source.*'kiwi-wav', 'sigmf', 'scene'"):
+    wanted = r"receiver north\.source\.kind: wanted one of 'kiwi-wav', 'sigmf', 'scene', .*'zmq'"
+    with pytest.raises(ConfigError, match=wanted + r" \(given: 'crystal'\)"):
         parse(MINIMAL.replace('kind = "scene"', 'kind = "crystal"', 1))
+    with pytest.raises(ConfigError, match=wanted + ", found none"):
+        parse(MINIMAL.replace('kind = "scene"', 'path = "crystal"', 1))
 
 
 def test_a_sigmf_source():

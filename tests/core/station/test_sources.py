@@ -83,9 +83,11 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
 ]
 
 
-def station(*sources: dict[str, Any], more: str = "", head: str = "") -> Station:
+def station(*sources: dict[str, Any], more: str = "", head: str = "", **tuning: float) -> Station:
     """A station with a receiver for each source; `more`: other tables, `head`: lines of [station]."""
-    text = f'[station]\nname = "s"\nsample_rate_hz = 2e6\nfrequency_hz = 100e6\n{head}\n'
+    tuned = {"sample_rate_hz": 2e6, "frequency_hz": 100e6} | tuning
+    text = "".join(f"{key} = {value}\n" for key, value in tuned.items())
+    text = f'[station]\nname = "s"\n{text}{head}\n'
     for index, source in enumerate(sources):
         text += f'[[receiver]]\nname = "r{index}"\nlatitude = {47.0 + 0.01 * index}\nlongitude = 8.0\n'
         text += f"source = {toml(source)}\n"
@@ -113,7 +115,7 @@ def test_values_in_range(kind, key, value):
 
 @pytest.mark.parametrize(("kind", "key", "value"), [(kind, key, v) for kind, key, _, bad in GOOD_AND_BAD for v in bad])
 def test_values_out_of_range_are_named(kind, key, value):
-    with pytest.raises(ConfigError, match=rf"receiver r0\.source\.{kind}.*{key.split('_')[0]}"):
+    with pytest.raises(ConfigError, match=rf"receiver r0\.source.*{key.split('_')[0]}"):
         station(source(kind, **{key: value}))
 
 
@@ -127,7 +129,9 @@ def test_every_key_has_a_range_and_a_default():
 @pytest.mark.parametrize("kind", LIVE_KINDS)
 def test_an_unknown_key_hints_at_the_one_that_was_meant(kind):
     key = "args" if "args" in LEAST[kind] else "address"
-    with pytest.raises(ConfigError, match=rf"{kind}\.{key}x: unknown key, did you mean {key}\?; allowed: .*{key}"):
+    with pytest.raises(
+        ConfigError, match=rf"receiver r0\.source\.{key}x: unknown key, did you mean {key}\?; allowed: .*{key}"
+    ):
         station(source(kind, **{f"{key}x": 1}))
 
 
@@ -190,8 +194,16 @@ def test_receivers_with_the_same_device_are_its_channels():
 def test_a_channel_is_one_receiver_s():
     with pytest.raises(ConfigError, match="receivers r0 and r1 have the same args='driver=rtlsdr' and channel=0"):
         station(source("soapy"), source("soapy"))
-    with pytest.raises(ConfigError, match=r"receivers r0 and r1 have the same address='127\.0\.0\.1:1234'$"):
+    alone = r"receivers r0 and r1 have the same address='127\.0\.0\.1:1234'; each wants a device of its own"
+    with pytest.raises(ConfigError, match=alone):
         station(source("rtl-tcp"), source("rtl-tcp"))
+
+
+@pytest.mark.parametrize("key", ["sample_rate_hz", "frequency_hz"])
+def test_what_rtl_tcp_can_be_told(key):
+    with pytest.raises(ConfigError, match=rf"station\.{key}=4\.29497e\+09: receiver r0 .* below 4294967296"):
+        station(source("rtl-tcp"), **{key: 2.0**32})
+    assert station(source("soapy"), **{key: 2.0**32}).is_live
 
 
 @pytest.mark.parametrize(
