@@ -377,7 +377,7 @@ def test_a_sigmf_source():
     assert station.receiver[0].source.path == Path("/somewhere/a.sigmf-meta")
     assert station.receiver[0].source.channel == 1
     for wrong in ("channel = -1", "channel = 0.5", "path = 5"):
-        with pytest.raises(ConfigError, match=rf"receiver north\.source\.sigmf\.{wrong.split()[0]}"):
+        with pytest.raises(ConfigError, match=rf"receiver north\.source\.{wrong.split()[0]}"):
             parse(re.sub(rf"{wrong.split()[0]} = [^,}}]*", wrong, text))
     with pytest.raises(ConfigError, match="two receivers have the same recording and channel"):
         parse(text.replace(", channel = 1", ""))
