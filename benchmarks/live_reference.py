@@ -75,7 +75,9 @@ class Run:
     dropped_windows: int = 0
     drift_ppm: dict[str, float] = field(default_factory=dict)
     true_ppm: dict[str, float] = field(default_factory=dict)
+    late_s: dict[str, float] = field(default_factory=dict)
     clocks: dict[str, Any] = field(default_factory=dict)
+    receivers: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -85,6 +87,17 @@ class Run:
         return {
             name: (told - self.drift_ppm[first]) - (self.true_ppm[name] - self.true_ppm[first])
             for name, told in self.drift_ppm.items()
+        }
+
+    @property
+    def offset_errors_s(self) -> dict[str, float]:
+        """Told offsets against how late the streams came, both against the first receiver's: a stream that comes late
+        has stamps that are ahead."""
+        first = next(iter(self.late_s), "")
+        return {
+            name: (self.clocks[name]["offset_s"] - self.clocks[first]["offset_s"])
+            + (self.late_s[name] - self.late_s[first])
+            for name in self.drift_ppm
         }
 
 
@@ -238,7 +251,9 @@ def run_at(
         finally:
             process.kill()
             process.wait()
-    run.true_ppm = dict(zip(names, 1e6 * scene.errors.clock_drift, strict=True)) if kind != "perfect" else {}
+    if kind != "perfect":
+        run.true_ppm = dict(zip(names, (1e6 * scene.errors.clock_drift).tolist(), strict=True))
+        run.late_s = dict(zip(names, late_s, strict=True))
     return run
 
 
@@ -274,7 +289,7 @@ def _follow(
     except LocalizeError as error:
         run.problem = str(error)
         info = {}
-    run.clocks = info.get("reference", {})
+    run.clocks, run.receivers = info.get("reference", {}), info.get("receivers", {})
     run.drift_ppm = {name: one["drift_ppm"] for name, one in run.clocks.items() if one.get("locked")}
     process.send_signal(signal.SIGTERM)
     try:
@@ -425,7 +440,8 @@ def line(run: Run) -> str:
         f"{what}{len(run.errors_m)} fixes, median {np.median(run.errors_m):.1f} m, rms {rms_m:.1f} m, "
         f"{run.four}/{run.after_lock} with all, lock {run.lock_s:.1f} s, {run.dropped_windows} windows dropped, "
         f"{run.cores:.2f} cores, others {run.others:.2f}, "
-        f"drifts off by {max(map(abs, run.drift_errors_ppm.values()), default=0.0):.3f} ppm {run.problem}"
+        f"drifts off by {max(map(abs, run.drift_errors_ppm.values()), default=0.0):.3f} ppm, "
+        f"offsets by {1e3 * max(map(abs, run.offset_errors_s.values()), default=0.0):.1f} ms {run.problem}"
     )
 
 
