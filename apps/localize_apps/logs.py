@@ -167,10 +167,12 @@ class RateLimit(logging.Filter):
             if kind.last is None:
                 continue
             last = kind.last
-            more = f"… and {kind.held} more in {now_s - kind.since_s:.0f} s"
-            message = f"{last.getMessage()} {more}" if kind.held > 1 else last.getMessage()
             summary = logging.makeLogRecord({"name": last.name, "levelno": last.levelno, "levelname": last.levelname})
-            summary.msg, summary.summary, summary.held = message, True, kind.held
+            summary.msg, summary.summary, summary.held = last.getMessage(), True, kind.held
+            if kind.held > 1:
+                summary.msg += f" … and {kind.held} more in {now_s - kind.since_s:.0f} s"
+            else:
+                summary.created = last.created  # it comes late, and may be true no longer
             self._handler.handle(summary)
 
 

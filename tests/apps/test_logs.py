@@ -90,9 +90,10 @@ def test_a_flood_becomes_its_beginning_and_a_count(kept):
 def test_a_single_one_that_was_held_back_is_just_late(kept):
     tell = limited(kept, burst=1)
     tell("first")
-    tell("first")
+    tell("first", created=1767323045.678)
     kept.filters[0].flush()
     assert kept.messages == ["first", "first"]
+    assert kept.records[1].created == 1767323045.678  # its own time, not that of the flush
 
 
 def test_a_flood_that_ends_is_counted_without_another_record(kept):
