@@ -9,7 +9,13 @@ from typing import Any
 import click
 from gnuradio import localize
 from localize_core.errors import ConfigError
-from localize_core.recorder.sigmf_writer import MIN_FREE_BYTES, PART_BYTES, SAMPLE_BYTES, Limits
+from localize_core.recorder.sigmf_writer import (
+    MIN_FREE_BYTES,
+    MIN_PART_BYTES,
+    PART_BYTES,
+    SAMPLE_BYTES,
+    Limits,
+)
 from localize_core.recorder.twin import FIXES_FILE, write_twin
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.station.config import Station, load_station
@@ -23,6 +29,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from localize_apps import logs
 from localize_apps.run import carry_out
 from localize_apps.runner import StationGraph
+
+LEAST_PARTS = 4
+"""That a receiver's share of --max-bytes holds: the oldest goes before the next begins."""
 
 
 class Size(click.ParamType):
@@ -218,7 +227,7 @@ def command(
 
     `gr-localize run FOLDER` plays it: the same samples, tags, model and windows, and so the same fixes.
 
-    Exit codes are those of `run`; a recording that could not be gone on with makes 1 of 0.
+    Exit codes are those of `run`; a recording that could not be gone on with, or has nothing, makes 1 of 0.
     """
 
     def load() -> Station:
@@ -230,8 +239,11 @@ def command(
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output}: is not empty; a recording wants a folder of its own")
     if max_bytes is not None:
+        least = LEAST_PARTS * MIN_PART_BYTES * len(station.receiver)
+        if max_bytes < least:
+            raise ConfigError(f"--max-bytes {max_bytes}: wanted at least {least} for {len(station.receiver)} receivers")
         max_bytes //= len(station.receiver)
-        max_part_bytes = min(max_part_bytes, max_bytes // 4)
+        max_part_bytes = min(max_part_bytes, max_bytes // LEAST_PARTS)
     limits = Limits(max_part_bytes, max_part_s, max_bytes, max_parts, min_free_bytes)
     live = not (fast or station.is_recorded)
     recorder = FolderRecorder(output, datatype=datatype, live=live, limits=limits, author=author)
@@ -243,6 +255,9 @@ def command(
     code = carry_out(load, on_fix=keep, duration_s=duration_s, live=not fast, recorder=recorder)
     recorder.close()
     logs.say(recorder.summary())
-    if recorder.failure is not None:
-        logs.complain(recorder.failure)
-    return code or int(recorder.failure is not None)
+    why: object = recorder.failure
+    if why is None and recorder.lost > 0 and recorder.recorded == 0:
+        why = f"nothing could be written into {output}"
+    if why is not None:
+        logs.complain(why)
+    return code or int(why is not None)

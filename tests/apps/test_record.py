@@ -206,7 +206,16 @@ def test_sizes_that_are_none(folder, capsys):
     assert main(["record", "two.toml", "-o", "kept", "--max-bytes", "much"]) == 2
     assert "'much': wanted a number of bytes, such as 500MB or 2GiB" in capsys.readouterr().err
     assert main(["record", "two.toml", "-o", "kept", "--max-bytes", "9000"]) == 2
-    assert "max_part_bytes=1125: wanted at least 4096" in capsys.readouterr().err
+    assert "--max-bytes 9000: wanted at least 32768 for 2 receivers" in capsys.readouterr().err
+    assert not (folder / "kept").exists()
+
+
+def test_a_disk_that_never_had_room_is_a_failure(folder, capsys):
+    arguments = ["-o", "kept", "--fast", "--duration", "0.5", "--min-free-bytes", "1000TiB"]
+    assert main(["record", "two.toml", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert "recording north_1 pauses: less than min_free_bytes=" in err
+    assert err.splitlines()[-1] == "gr-localize: nothing could be written into kept"
 
 
 def test_old_parts_go(folder):

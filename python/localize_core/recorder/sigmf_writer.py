@@ -42,6 +42,7 @@ MAX_CAPTURES = 1000
 BREAK_SAMPLES = 0.1
 """An `rx_time` so far off the line of those before it tells of lost samples."""
 PART_BYTES = 1 << 30
+MIN_PART_BYTES = 4096
 MIN_FREE_BYTES = 1 << 28
 
 
@@ -76,8 +77,8 @@ class Limits:
     min_free_bytes: int = MIN_FREE_BYTES
 
     def __post_init__(self) -> None:
-        if self.max_part_bytes < 4096:
-            raise ConfigError(f"max_part_bytes={self.max_part_bytes}: wanted at least 4096")
+        if self.max_part_bytes < MIN_PART_BYTES:
+            raise ConfigError(f"max_part_bytes={self.max_part_bytes}: wanted at least {MIN_PART_BYTES}")
         if self.max_part_s is not None and not self.max_part_s > 0.0:
             raise ConfigError(f"max_part_s={self.max_part_s}: wanted more than 0")
         if self.max_bytes is not None and self.max_bytes < 2 * self.max_part_bytes:
@@ -280,7 +281,7 @@ class SigmfWriter:
         if floor:
             disk = os.statvfs(self._folder)
             if disk.f_bavail * disk.f_frsize < floor + len(content):
-                raise OSError(errno.ENOSPC, f"only min_free_bytes={floor} are left on the disk")
+                raise OSError(errno.ENOSPC, f"less than min_free_bytes={floor} would be left on the disk")
         done = 0
         try:
             while done < len(content):
