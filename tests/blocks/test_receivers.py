@@ -362,3 +362,27 @@ def thread_of(bench: Bench, address: str) -> list[bool]:
     return [
         each.supervisor._thread.is_alive() for each in bench.receivers._watched if each.device.name.endswith(address)
     ]
+
+
+def test_a_device_that_can_never_work_is_tried_anew_by_who_takes_its_place():
+    """Its driver was installed meanwhile."""
+    installed = []
+    working = radio_of_source(lambda: timed_source({}))
+
+    def radio_of(device: Any, table: Any) -> Radio:
+        if not installed:
+            raise ConfigError("no driver")
+        return working(device, table)
+
+    station = station_of("h:1")
+    before = Receivers(station, radio_of=radio_of)
+    before.start()
+    until(lambda: before.fatal is not None)
+    installed.append(True)
+    after = Receivers(station, before=before, radio_of=radio_of)
+    after.start()
+    try:
+        until(lambda: after.report()["r0"]["state"] == "streaming")
+        assert after.fatal is None
+    finally:
+        after.stop()
