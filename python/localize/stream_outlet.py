@@ -41,7 +41,8 @@ class stream_outlet(gr.sync_block):
         """When samples came last, by the monotonic clock."""
         self._buffers = buffers
         self._clock = HostClock(sample_rate_hz, wall) if time_source == "host" else None
-        self._first: Mark | None = Mark(0, rate_hz=sample_rate_hz, frequency_hz=frequency_hz, time_source=time_source)
+        first = Mark(0, rate_hz=sample_rate_hz, frequency_hz=frequency_hz, time_source=time_source)
+        self._first: list[Mark] | None = [first] * len(buffers)
         self.set_output_multiple(chunk_of(sample_rate_hz))
 
     @guarded
@@ -52,16 +53,24 @@ class stream_outlet(gr.sync_block):
         if self._clock is not None:
             stamp = self._clock.observe(count, self.heard_s)
             if not self._clock.running:
+                self._note_tuning(count)
                 return count
             common += [] if stamp is None else [stamp]
-        if self._first is not None:
+        first, self._first = self._first, None
+        if first is not None:
             # A restart has no place at the beginning: the buffer knows whether there was anything before.
             common = [replace(mark, restart=False) for mark in common]
-            common.insert(0, self._first)
-            self._first = None
         for port, (samples, buffer) in enumerate(zip(input_items, self._buffers, strict=True)):
-            buffer.push(samples, [*common, *self._told(port, count)])
+            buffer.push(samples, [*(first or [])[port : port + 1], *common, *self._told(port, count)])
         return count
+
+    def _note_tuning(self, count: int) -> None:
+        """Keep what is told of frequencies before there are times."""
+        assert self._first is not None
+        for port, first in enumerate(self._first):
+            for mark in self._told(port, count):
+                first = replace(first, frequency_hz=mark.frequency_hz)
+            self._first[port] = first
 
     def _told(self, port: int, count: int) -> list[Mark]:
         """What the driver's tags say of the next samples."""

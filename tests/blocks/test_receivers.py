@@ -11,12 +11,15 @@ import numpy as np
 import pmt
 import pytest
 import zmq
-from gnuradio import gr
+from gnuradio import blocks, gr
 from gnuradio.localize import receivers, tags
 from gnuradio.localize.radios.radio import Radio
 from gnuradio.localize.receiver_source import receiver_source
 from gnuradio.localize.receivers import Receivers
+from gnuradio.localize.stream_outlet import stream_outlet
 from localize_core.errors import ConfigError, RadioError
+from localize_core.receivers.host_clock import WallClock
+from localize_core.receivers.stream_buffer import StreamBuffer
 from localize_core.station.config import Station, parse_station
 
 WAIT_S = 30.0
@@ -271,6 +274,23 @@ def test_an_overflow_of_the_driver_is_a_jump_of_its_times(run):
     assert [pmt.to_double(value) for _, value in sink.values("rx_freq")][-1] == 1e8
     report = bench.receivers.report()["r0"]
     assert (report["lost"], report["gaps"], report["dropped"]) == (1239, 2, 0)
+
+
+def test_a_frequency_that_is_told_before_there_are_times_counts():
+    total = int(2 * RATE_HZ)
+    tag = gr.tag_t()
+    tag.offset, tag.key, tag.value = 100, tags.RX_FREQ, pmt.from_double(1e8)
+    source = blocks.vector_source_c(np.zeros(total, np.complex64), False, 1, [tag])
+    pace = blocks.throttle(gr.sizeof_gr_complex, RATE_HZ)
+    buffer = StreamBuffer(total)
+    outlet = stream_outlet([buffer], RATE_HZ, 433.92e6, "host", WallClock())
+    graph = gr.top_block()
+    graph.connect(source, pace, outlet)
+    graph.run()
+    assert outlet.failure is None
+    count, (mark, *_) = buffer.pull(np.empty(total, np.complex64))
+    assert 0 < count < total  # the first are without a time
+    assert (mark.index, mark.frequency_hz, mark.time_source) == (0, 1e8, "host")
 
 
 def test_a_driver_that_breaks_is_opened_anew(run):
