@@ -281,7 +281,7 @@ def draw(found: list[Fix], scene: Scene, settings: TrackerSettings, share: Clock
     axis.set_aspect("equal")
     axis.set_xlabel("east, m")
     axis.set_ylabel("north, m")
-    axis.legend(loc="lower left", fontsize="small")
+    axis.legend(loc="upper right", fontsize="small")
     figure.tight_layout()
     figure.savefig(path)
 
