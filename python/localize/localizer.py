@@ -20,7 +20,7 @@ from localize_core.station.engine import model_engine, station_engine
 
 from .counters import BlockCounters
 from .onnx_inference import onnx_inference
-from .reference_clock import reference_clock_of
+from .reference_clock import reference_clock, reference_clock_of
 from .station_features import station_features
 from .time_align import time_align
 
@@ -102,7 +102,8 @@ class localizer(gr.hier_block2):
         if align and (n_receivers > 1 or plan.max_wait_s is not None):
             clocks, wait_s, replay = plan.clocks, plan.max_wait_s, plan.max_wait_s is not None and not is_live
             if station is not None and station.reference is not None:
-                reference = reference_clock_of(station, contract.receivers, plan.max_wait_s)
+                # Recordings are read at any pace: one that lags is not late.
+                reference = reference_clock_of(station, contract.receivers, None if replay else plan.max_wait_s)
                 self._refer(reference, streams)
                 streams = [(reference, index) for index in range(n_receivers)]
                 # Streams without a clock bring nothing, in recordings too.
@@ -164,6 +165,8 @@ class localizer(gr.hier_block2):
         for block in self.blocks:
             if isinstance(block, time_align):
                 block.aligner.end(receiver)
+            elif isinstance(block, reference_clock):
+                block.clock.describe(receiver, length=0)
 
     def set_min_confidence(self, min_confidence: float | None) -> None:
         """Below it a fix has no position; None is what the station says. Raises ConfigError outside 0 to 1."""

@@ -453,7 +453,8 @@ class ReferenceClock:
         after_s = (np.array(wanted) + 0.5) * self._sub_s + self._delays_s[index] - place.lead_s
         middles = (place.n + after_s * self.sample_rate_hz / (1.0 + place.rate)) / self._decimation
         starts = middles - self._length / 2.0
-        first = stream.band.samples.first
+        # Not from the first sample that is held: phases would be rounded by how the stream came.
+        first = max(math.floor(starts[0]), stream.band.samples.first)
         held = stream.band.samples.view(first, stream.band.end)
         # Whole turns of the first sample are left out, for the rest to keep its precision.
         # The band was mixed down by the stream's own clock.
