@@ -27,7 +27,7 @@ from localize_core.wire.text import fix_line
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from localize_apps import logs
-from localize_apps.run import carry_out
+from localize_apps.run import carry_out, runs_station
 from localize_apps.runner import StationGraph
 
 LEAST_PARTS = 4
@@ -167,7 +167,7 @@ def recorded_station(station: Station) -> Station:
 
 
 @click.command("record")
-@click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path))
+@runs_station
 @click.option(
     "-o",
     "--output",
@@ -176,20 +176,6 @@ def recorded_station(station: Station) -> Station:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the recordings; it is made, and must be empty.",
 )
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(min=0, min_open=True),
-    help="End after so many seconds. Recordings always run to their end.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
-@click.option(
-    "--recordings",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that relative paths in STATION start from; by default the station file's own.",
-)
-@click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
 @click.option(
     "--datatype",
     type=click.Choice(tuple(SAMPLE_BYTES)),

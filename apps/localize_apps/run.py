@@ -32,22 +32,34 @@ def with_http(station: Station, port: int | None) -> Station:
     return station.model_copy(update={"http": table.model_copy(update={"port": port})})
 
 
+STATION_OPTIONS = (
+    click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path)),
+    click.option(
+        "--duration",
+        "duration_s",
+        type=click.FloatRange(min=0, min_open=True),
+        help="End after so many seconds. Recordings always run to their end.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else."),
+    click.option(
+        "--recordings",
+        "folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder that relative paths in STATION start from; by default the station file's own.",
+    ),
+    click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time."),
+)
+
+
+def runs_station(function: Callable[..., int]) -> Callable[..., int]:
+    """A command with the STATION and the options of all that run one."""
+    for option in reversed(STATION_OPTIONS):
+        function = option(function)
+    return function
+
+
 @click.command("run")
-@click.argument("station_file", metavar="STATION", type=click.Path(path_type=Path))
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(min=0, min_open=True),
-    help="End after so many seconds. Recordings always run to their end.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print each fix as one line of JSON, and nothing else.")
-@click.option(
-    "--recordings",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that relative paths in STATION start from; by default the station file's own.",
-)
-@click.option("--fast", is_flag=True, help="Simulated streams run as fast as they go instead of in real time.")
+@runs_station
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -68,7 +80,7 @@ def command(
     dry_run: bool,
     http_port: int | None,
 ) -> int:
-    """Run the station described in the file STATION and print its fixes.
+    """Run the station in the file STATION, or in a folder that `record` made, and print its fixes.
 
     SIGHUP reads STATION again: a station with radios goes over to it, any other to the model that its [model] names.
 
