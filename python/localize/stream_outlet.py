@@ -16,7 +16,7 @@ from localize_core.receivers.stream_buffer import Mark, StreamBuffer, TimeSource
 from . import tags
 from .guard import guarded
 
-CHUNK_S, MOST_CHUNK = 0.01, 1 << 15
+CHUNK_S, MOST_CHUNK = 0.04, 1 << 15
 """What is taken at a time, in seconds and samples: each time costs as much as some thousand samples."""
 
 
