@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from localize_apps.runner import Listener, StationGraph
+from localize_apps.graph import Listener, StationGraph
 from localize_benchmarks.figures import Figure, Found, Settings
 from localize_benchmarks.flowgraphs import Subscriber, free_endpoint, paced_source, percentiles_ms, wait_until
 from localize_benchmarks.growth import example_station

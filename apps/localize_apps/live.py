@@ -18,25 +18,17 @@ from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
+from localize_apps.commands import controlled, reload_model, signals
+from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
 from localize_apps.outlets import OnServing, outlets
-from localize_apps.runner import (
-    ALIVE_S,
-    STOP_S,
-    Listener,
-    OnAlive,
-    OnFix,
-    OnStatus,
-    Recorder,
-    RunResult,
-    StationGraph,
-    controlled,
-    reload_model,
-    signals,
-)
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
+ALIVE_S = 1.0
+"""From one word that the run is alive to the next."""
+STOP_S = 10.0
+"""A flowgraph may take so long to stop."""
 MOST_FAILURES = 5
 """So many in a row end the run."""
 STEADY_S = 60.0

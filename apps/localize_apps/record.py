@@ -27,8 +27,8 @@ from localize_core.wire.text import fix_line
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from localize_apps import logs
+from localize_apps.graph import StationGraph
 from localize_apps.run import carry_out, runs_station
-from localize_apps.runner import StationGraph
 
 LEAST_PARTS = 4
 """That a receiver's share of --max-bytes holds: the oldest goes before the next begins."""

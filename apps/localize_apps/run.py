@@ -17,7 +17,8 @@ from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
 
 from localize_apps import logs
-from localize_apps.runner import OnFix, Recorder, run_station
+from localize_apps.graph import OnFix, Recorder
+from localize_apps.runner import run_station
 from localize_apps.stdout import own_stdout
 from localize_apps.systemd import ServiceReport
 

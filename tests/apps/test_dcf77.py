@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from localize_apps.runner import RunResult, run_station
+from localize_apps.graph import RunResult
+from localize_apps.runner import run_station
 from localize_core.errors import ConfigError
 from localize_core.geodesy import GEOD
 from localize_core.station.config import load_station

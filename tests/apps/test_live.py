@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from localize_apps import live
+from localize_apps.graph import RunResult
 from localize_apps.main import main
-from localize_apps.runner import RunResult, run_station
+from localize_apps.runner import run_station
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError
 from localize_core.geodesy import GEOD

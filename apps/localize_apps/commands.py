@@ -1,0 +1,83 @@
+"""What tells a running station what to do: signals, commands at its control endpoint, another `[model]` of its file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+from localize_core.errors import ConfigError
+from localize_core.serving.control import ControlServer
+from localize_core.serving.engine import Engine
+from localize_core.station.config import Station
+
+log = logging.getLogger(__name__)
+
+IMPATIENT_S = 0.5
+"""A signal that comes sooner after the first is taken for the same: `timeout`, for one, sends two."""
+
+
+def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
+    """Have the engine go over to the `[model]` that is wanted. Returns the station that runs then."""
+
+    def tell(done: Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            engine.set_min_confidence(wanted.model.min_confidence)
+            log.info("reload: done")
+        else:
+            log.error("reload: going on with the model that serves: %s", error)
+
+    try:
+        engine.configure(wanted.model).add_done_callback(tell)
+    except ConfigError as error:  # the streams are ending
+        log.error("reload: %s", error)
+    return station.model_copy(update={"model": wanted.model})
+
+
+@contextmanager
+def controlled(engine: Engine, station: Station) -> Iterator[None]:
+    """Take commands meanwhile, where the station says so."""
+    if station.control is None:
+        yield
+        return
+    server = ControlServer(engine, station.control.endpoint)
+    server.start()
+    log.info("commands are taken at %s", server.endpoint)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stopped`, and end the process at once when they come again; SIGHUP sets `hung_up` where
+    there is one. None does outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked_s: list[float] = []
+
+    def stop(number: int, _: Any) -> None:
+        if asked_s and time.monotonic() - asked_s[0] > IMPATIENT_S:
+            os._exit(128 + number)
+        asked_s.append(time.monotonic())
+        stopped.set()
+
+    handlers: dict[int, Callable[[int, Any], None]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hung_up is not None:
+        handlers[signal.SIGHUP] = lambda *_: hung_up.set()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
