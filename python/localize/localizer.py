@@ -150,13 +150,17 @@ class localizer(gr.hier_block2):
         for index, stream in enumerate(streams):
             self.connect(stream, (reference, index))
         self.engine.observe("reference", reference.report)
-        health = self.engine.health
+        assert self.station is not None
+        assert self.station.reference is not None
+        engine, transmitter = self.engine, self.station.reference.name
 
         def told(names: list[str]) -> None:
             if names:
-                health.report("reference_lost", f"no clock of {', '.join(names)}")
+                news = engine.health.report("reference_lost", f"no clock of {', '.join(names)} by {transmitter}")
             else:
-                health.clear("reference_lost")
+                news = engine.health.clear("reference_lost")
+            if news:
+                engine.notify()
 
         reference.on_lost = told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +22,10 @@ from localize_core.station.config import Station
 
 from . import tags
 from .guard import WORK_DONE, guarded
+from .input_watch import InputWatch
 
 STATUS_PORT = pmt.intern("status")
 CALLED_PRODUCE = int(gr.WORK_CALLED_PRODUCE)
-IDLE_S = 0.004
-END_S = 1.0
-"""As time_align's."""
 PATIENCE_S = 5.0
 """A stream this long whose clock is not known counts as lost."""
 
@@ -79,39 +78,47 @@ class reference_clock(gr.basic_block):
         )
         delays_s = settings.path_delays_s(places, along_surface=along_surface(frequency_hz))
         count = len(places)
-        self.clock = ReferenceClock(count, sample_rate_hz, frequency_hz, settings, delays_s, max_wait_s=max_wait_s)
+        self._make_clock = partial(
+            ReferenceClock, count, sample_rate_hz, frequency_hz, settings, delays_s, max_wait_s=max_wait_s
+        )
+        self.clock = self._make_clock()
         signature = [np.complex64] * count
         gr.basic_block.__init__(self, "reference_clock", in_sig=signature, out_sig=signature)
         self.failure: Exception | None = None
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.message_port_register_out(STATUS_PORT)
         self._names = [place.name for place in places]
-        self._heard, self._heard_s = 0, 0.0
-        self._is_idle = self._asks = False
+        self._watch, self._is_idle = InputWatch(), False
+        self._has_started = False
+        self.on_lost: Callable[[list[str]], None] = lambda names: None
+        """Called in the stream's thread with the receivers whose clocks are not known, at first and when these
+        change."""
+        self._reset()
+
+    def _reset(self) -> None:
+        """As before the first sample."""
+        count = len(self._names)
         self._carried: list[deque[tuple[int, Any, Any]]] = [deque() for _ in range(count)]
         self._stamped = [False] * count
         self._told_error_s = [-1.0] * count
+        self._status = self.clock.status
         self._locked: tuple[bool, ...] = ()
-        self._lost: list[str] = []
-        self.on_lost: Callable[[list[str]], None] = lambda names: None
-        """Called in the stream's thread with the receivers whose clocks are not known, when these change."""
+        self._lost: list[str] | None = None
 
-    # As time_align does: the scheduler can wait for one input only, and while it does the others are not read, which
-    # stops whoever fills them all.
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
-        needed = [0] * ninputs
-        if self._asks:
-            needed[self._heard] = 1
-            self._asks = noutput_items > 1
-        return needed
+        return self._watch.needed(noutput_items, ninputs)
 
     def start(self) -> bool:
-        self._heard_s = time.monotonic()
+        if self._has_started and self.nitems_read(0) == 0:  # a flowgraph that is started again counts from zero
+            self.clock = self._make_clock()
+            self._reset()
+        self._has_started = True
+        self._watch.start()
         return True
 
     @guarded
     def general_work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
-        self._watch(input_items)
+        self._watch.look(input_items, is_idle=self._is_idle)
         for receiver, samples in enumerate(input_items):
             self._take(receiver, samples)
         self.clock.advance()
@@ -125,15 +132,6 @@ class reference_clock(gr.basic_block):
         self._is_idle = produced == 0
         self._publish()
         return WORK_DONE if self.clock.finished and produced == 0 else CALLED_PRODUCE
-
-    def _watch(self, input_items: list[np.ndarray]) -> None:
-        now_s = time.monotonic()
-        heard = [receiver for receiver, samples in enumerate(input_items) if len(samples)]
-        if heard:
-            self._heard, self._heard_s = heard[-1], now_s
-        elif self._is_idle:
-            self._asks = now_s - self._heard_s > END_S
-            time.sleep(IDLE_S)
 
     def _take(self, receiver: int, samples: np.ndarray) -> None:
         first = self.nitems_read(receiver)
@@ -182,7 +180,7 @@ class reference_clock(gr.basic_block):
 
     def _publish(self) -> None:
         """A dict on the status port, and a line in the log, where a clock is found or lost."""
-        status = self.clock.status
+        status = self._status = self.clock.status
         locked = tuple(one.locked for one in status)
         due = PATIENCE_S * self.clock.sample_rate_hz
         lost = [
@@ -202,8 +200,8 @@ class reference_clock(gr.basic_block):
         (self.logger.warn if fewer else self.logger.info)(f"clocks known: {', '.join(names) or 'none'}")
 
     def report(self) -> dict[str, Any]:
-        """What is known of every receiver's clock, by its name."""
-        return {name: as_dict(one) for name, one in zip(self._names, self.clock.status, strict=True)}
+        """What is known of every receiver's clock, by its name; any thread may ask."""
+        return {name: as_dict(one) for name, one in zip(self._names, self._status, strict=True)}
 
 
 def reference_clock_of(station: Station, receivers: Sequence[ContractReceiver], max_wait_s: float | None) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,11 @@ from localize_core.types.fix import Alignment, TimeSource
 
 from . import tags
 from .guard import WORK_DONE, guarded
+from .input_watch import InputWatch
 
 STATUS_PORT = pmt.intern("status")
 FLAG_EVERY = 1024
 """Samples between `localize_flags` tags while a flag lasts: shorter than any window."""
-
-IDLE_S = 0.004
-"""How long to wait where no input has anything: the scheduler can wait for one input only, which may be a dead one."""
-END_S = 1.0
 
 
 class time_align(gr.basic_block):
@@ -39,7 +36,7 @@ class time_align(gr.basic_block):
 
     `clocks`, `max_wait_s`, `replay`: see Aligner. With `max_wait_s`, and unless it is a `replay`, the block goes on
     when an input delivers nothing: its output is zeros then, flagged `absent`. It ends when nothing has come from any
-    input for END_S and the one that was heard last has ended, for GNU Radio does not say which.
+    input for a second and the one that was heard last has ended, for GNU Radio does not say which.
 
     A recording shorter than `acquire_s` needs a `localize_length` tag: GNU Radio does not say when a stream ends.
     """
@@ -54,7 +51,8 @@ class time_align(gr.basic_block):
         max_wait_s: float | None = None,
         replay: bool = False,
     ) -> None:
-        self.aligner = Aligner(
+        self._make_aligner = partial(
+            Aligner,
             n_receivers,
             sample_rate_hz,
             acquire_s=acquire_s,
@@ -63,6 +61,7 @@ class time_align(gr.basic_block):
             max_wait_s=max_wait_s,
             replay=replay,
         )
+        self.aligner = self._make_aligner()
         signature = [np.complex64] * n_receivers
         gr.basic_block.__init__(self, "time_align", in_sig=signature, out_sig=signature)
         self.failure: Exception | None = None
@@ -70,15 +69,20 @@ class time_align(gr.basic_block):
         self.message_port_register_out(STATUS_PORT)
         self._n_receivers = n_receivers
         self._goes_on = max_wait_s is not None and not replay
-        self._heard, self._heard_s = 0, 0.0
-        self._is_idle = self._asks = False
-        self._frequencies: list[deque[tuple[int, Any]]] = [deque() for _ in range(n_receivers)]
-        self._tuned_hz: list[float | None] = [None] * n_receivers
-        self._sources: list[deque[tuple[int, TimeSource]]] = [deque() for _ in range(n_receivers)]
-        self._source_of: list[TimeSource] = ["rx_time"] * n_receivers
+        self._watch, self._is_idle = InputWatch(), False
+        self._has_started = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """As before the first sample."""
+        count = self._n_receivers
+        self._frequencies: list[deque[tuple[int, Any]]] = [deque() for _ in range(count)]
+        self._tuned_hz: list[float | None] = [None] * count
+        self._sources: list[deque[tuple[int, TimeSource]]] = [deque() for _ in range(count)]
+        self._source_of: list[TimeSource] = ["rx_time"] * count
         self._told_source: TimeSource = "rx_time"
         self._told_present: tuple[bool, ...] = ()
-        self._fill_left = [0] * n_receivers
+        self._fill_left = [0] * count
         self._state = ""
         self._told: Alignment | None = None
 
@@ -86,14 +90,14 @@ class time_align(gr.basic_block):
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
         if not self._goes_on:
             return [int(starves) for starves in self.aligner.starving()]
-        needed = [0] * ninputs
-        if self._asks:
-            needed[self._heard] = 1
-            self._asks = noutput_items > 1  # the scheduler asks for less and less before it gives up
-        return needed
+        return self._watch.needed(noutput_items, ninputs)
 
     def start(self) -> bool:
-        self._heard_s = time.monotonic()
+        if self._has_started and self.nitems_read(0) == 0:  # a flowgraph that is started again counts from zero
+            self.aligner = self._make_aligner()
+            self._reset()
+        self._has_started = True
+        self._watch.start()
         return True
 
     @guarded
@@ -101,7 +105,7 @@ class time_align(gr.basic_block):
         if not self._state:
             self._publish("acquiring")
         if self._goes_on:
-            self._watch(input_items)
+            self._watch.look(input_items, is_idle=self._is_idle)
         for receiver, samples in enumerate(input_items):
             self._take(receiver, samples)
         produced, space = 0, len(output_items[0])
@@ -112,16 +116,6 @@ class time_align(gr.basic_block):
             produced += len(block.samples[0])
         self._is_idle = produced == 0
         return WORK_DONE if self.aligner.finished and produced == 0 else produced
-
-    def _watch(self, input_items: list[np.ndarray]) -> None:
-        """Called whatever has come: wait a little where that is nothing, and find out whether it will stay so."""
-        now_s = time.monotonic()
-        heard = [receiver for receiver, samples in enumerate(input_items) if len(samples)]
-        if heard:
-            self._heard, self._heard_s = heard[-1], now_s
-        elif self._is_idle:
-            self._asks = now_s - self._heard_s > END_S
-            time.sleep(IDLE_S)
 
     def _take(self, receiver: int, samples: np.ndarray) -> None:
         first = self.nitems_read(receiver)

@@ -96,6 +96,19 @@ def test_streams_without_any_time_take_the_computers(station, heard):
         assert [tags.time_source_from_pmt(tag.value) for tag in sources] == ["host"]
 
 
+def test_a_flowgraph_that_starts_again_begins_anew(station, heard):
+    clock, lost = block(station), []
+    clock.on_lost = lost.append
+    start = [(stream, 0, tags.RX_TIME, tags.time_to_pmt(1_700_000_000, 0.25)) for stream in range(4)]
+    once, again = (run(clock, heard, start)[0] for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        count = min(len(one.data()), len(other.data()))
+        assert count > 0.5 * RATE_HZ
+        assert one.data()[:count] == other.data()[:count]
+    assert lost == [[], []]  # what an earlier run had to say is over
+    assert all(one["locked"] for one in clock.report().values())
+
+
 def test_what_cannot_work_is_refused(station):
     with pytest.raises(ConfigError, match="bandwidth_hz"):
         block(station, bandwidth_hz=0.0)

@@ -129,6 +129,18 @@ def test_streams_stand_side_by_side_in_time(reference):
     assert list(states[-1]["timed"]) == [True, True]
 
 
+def test_a_flowgraph_that_starts_again_begins_anew(reference):
+    outputs, found, states, _ = reference
+    block = localize.time_align(RATE, 2)
+    align(STREAMS, block=block)
+    again, tagged, told, _ = align(STREAMS, block=block)
+    assert block.failure is None
+    for one, other in zip(outputs, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert output_times_s(tagged[0], 1) == output_times_s(found[0], 1)
+    assert told == states
+
+
 def test_tags(reference):
     outputs, found, _, _ = reference
     for own in found:
