@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import pmt
+from localize_core.alignment.stream import Boundary
 from localize_core.engine.windows import frames_across
 from localize_core.types.fix import Alignment, TimeSource
 from localize_core.types.time import shift_time
@@ -28,10 +29,6 @@ BOUNDARY = pmt.intern("localize_boundary")
 
 END_OF_TIME_S = 253_402_214_400
 """31 December 9999: later times are no dates."""
-
-Boundary = Literal["gap", "receiver", "restart", "retune"]
-"""Why no window may span a sample: a receiver's samples are missing from here, one is back, its stream was interrupted,
-or it hears another frequency."""
 
 
 class FeatureConfig(Protocol):
