@@ -44,9 +44,15 @@ class SanityWatch:
 
     def stop(self) -> None:
         worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.stop()
+        if worker is None:
+            return
+        worker.stop()
+        try:
+            if worker.failure is not None:
+                raise worker.failure
             self._tell(self.monitor.flush())
+        except Exception as error:
+            self._give_up(error)
 
     def offer(self, windows: Sequence[Window], fixes: Sequence[Fix]) -> None:
         """Windows of the stream that were answered. Never raises."""
@@ -57,13 +63,19 @@ class SanityWatch:
             for window, fix in zip(windows, fixes, strict=True):
                 if self.monitor.wants(fix):
                     worker.submit((window, fix))
-        except Exception:  # of whatever looking at them does: the stream has nothing to do with it
-            log.exception("the receivers' sanity is not looked at any more")
+        except Exception as error:
             self._worker = None
+            self._give_up(error)
 
     def report(self) -> dict[str, Any]:
         """For a status; empty before the first window."""
         return self.monitor.report()
+
+    def _give_up(self, error: Exception) -> None:
+        """Whatever looking at windows has done, the stream has nothing to do with it."""
+        log.error("the receivers' sanity is not looked at any more", exc_info=error)
+        if self._health.clear(*CONDITIONS):
+            self._notify()
 
     def _looked(self, jobs: Sequence[_Job], dropped: Sequence[int]) -> bool:
         ((window, fix),) = jobs
