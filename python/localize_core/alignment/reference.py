@@ -227,14 +227,14 @@ class ReferenceClock:
         for index, stream in enumerate(self._streams):
             if stream.cut is not None and stream.seen >= stream.cut and (self._origin is None or self._awaited(index)):
                 # There is no more of this piece.
-                self._restart(index, stream.cut)
+                self._restart(index, stream.cut, lost=True)
         if self._origin is None and not self._start():
             return False
         for index, stream in enumerate(self._streams):
             if self._awaited(index):
                 if not self._lags(index):
                     return False
-                self._restart(index, stream.seen)
+                self._restart(index, stream.seen, lost=False)
         if not any(self._present(index) for index in range(len(self._streams))):
             return False
         self._work()
@@ -290,11 +290,11 @@ class ReferenceClock:
         whole = math.floor(exact)
         return seconds + whole, float(exact - whole)
 
-    def _restart(self, index: int, at: int) -> None:
+    def _restart(self, index: int, at: int, *, lost: bool) -> None:
         stream = self._streams[index]
         if stream.clock is not None or index == self._base:
-            self._lose(index)
-        stream.restart(at)
+            self._lose(index, self._block)
+        stream.restart(at, lost=lost)
 
     def _work(self) -> None:
         present = [index for index in range(len(self._streams)) if self._present(index)]
@@ -312,9 +312,9 @@ class ReferenceClock:
             self._steer(base)
             self._write(present)
             self._acquire([i for i in present if i != self._base and self._streams[i].clock is None])
-            if self._misses >= MAX_MISSES:
-                self._change_base(present)
         self._block += 1
+        if self._misses >= MAX_MISSES:
+            self._change_base(present)
         for stream in self._streams:
             position = self._position(stream)
             # A clock that is still looked for may turn out to be late.
@@ -327,7 +327,7 @@ class ReferenceClock:
     def _choose_base(self, present: list[int]) -> None:
         """The locked stream whose reference is strongest, or else any."""
         if self._base is not None:
-            self._lose(self._base)
+            self._lose(self._base, self._block)
         locked = [index for index in present if self._streams[index].clock is not None]
         if locked:
             self._make_base(max(locked, key=lambda index: self._streams[index].coherence))
@@ -359,10 +359,10 @@ class ReferenceClock:
         return snr, centre_hz - self._off_hz
 
     def _found_base(self, index: int, carrier_hz: float) -> None:
-        """A first base: its own time stamps begin the common time."""
+        """A base where no clock is known: its own time stamps begin the common time, or go on as they were off."""
         base = self._streams[index]
         base.carrier_hz = carrier_hz
-        base.own_rate, base.own_early_s = base.host_rate, 0.0
+        base.own_rate, base.own_early_s = base.host_rate, -base.shift_s
         base.place = self._first_place(base, self._block)
         self._base, self._base_since, self._misses = index, self._block, 0
         for stream in self._streams:
@@ -382,7 +382,7 @@ class ReferenceClock:
         assert new.place is not None
         new.clock = None
         # The common time goes on as it was, whatever the new base's own stamps say.
-        new.own_rate, new.own_early_s = new.place.rate, self._early_s(new)
+        new.own_rate, new.own_early_s = new.place.rate, self._early_s(new, self._block)
         for stream in self._streams:
             if stream.clock is not None:
                 stream.clock.rebase(clock)
@@ -420,15 +420,15 @@ class ReferenceClock:
         """Move the base to the next block; its time stamps lead, slowly."""
         place = base.place
         assert place is not None
-        early_s = self._early_s(base) - base.own_early_s
+        early_s = self._early_s(base, self._block) - base.own_early_s
         rate = base.own_rate + min(max(early_s / STEER_S, -MOST_STEER), MOST_STEER)
         n, lead_s = next_place(place, rate, self._block_s, self.sample_rate_hz)
         base.place = Place(n, lead_s, rate, base.carrier_hz)
 
-    def _early_s(self, stream: ReferenceStream) -> float:
-        """How much later than the common time its own stamps put a stream's samples."""
+    def _early_s(self, stream: ReferenceStream, block: int) -> float:
+        """How much later than the common time its own stamps put a stream's samples; its place is that in `block`."""
         assert stream.place is not None
-        seconds, fraction = self._time(self._block)
+        seconds, fraction = self._time(block)
         return stream.host_early_s(stream.place.n, seconds, fraction + stream.place.lead_s)
 
     # The others
@@ -570,7 +570,7 @@ class ReferenceClock:
         if start < base.band.samples.first or start + length > base.band.end:
             return False
         template = base.band.samples.view(start, start + length)
-        around = stream.host_index(self._time(block), shifted=False) // decimation
+        around = stream.host_index(self._time(block)) // decimation
         reach = round(settings.search_s * rate_hz)
         first = max(around - reach, stream.band.samples.first)
         end = min(around + reach + length, stream.band.end)
@@ -596,7 +596,7 @@ class ReferenceClock:
         here = Place((first + found.lag) * decimation, lead_s, place.rate + clock.drift, 0.0)
         n, lead_s = next_place(here, here.rate, 0.0, self.sample_rate_hz)
         clock.state[0] = lead_s
-        stream.shift_s = 0.0
+        shift_s, stream.shift_s = stream.shift_s, 0.0
         stream.begin_lock(clock, max(1, self._subs // FIRST_SHARE))
         stream.carrier_hz = place.carrier_hz + self.frequency_hz * (clock.drift + clock.bias)
         stream.place = Place(n, lead_s, here.rate, stream.carrier_hz)
@@ -617,6 +617,7 @@ class ReferenceClock:
         self._base_spectra = None
         if seen < 0.6 * (now - block) or stream.outliers > 1:
             stream.end_lock()
+            stream.shift_s = shift_s
             return False
         return True
 
@@ -639,7 +640,7 @@ class ReferenceClock:
             assert clock is not None
             unsure = stream.writing and clock.offset_sigma_s > 1e-9 * self.settings.max_error_ns
             if unsure or stream.outliers >= MAX_OUTLIERS:
-                self._lose(index)
+                self._lose(index, self._block + 1)
             elif stream.writing or self._settled(clock):
                 self._put(stream, clock.offset_sigma_s)
         if self._base is not None:
@@ -664,10 +665,13 @@ class ReferenceClock:
         start, end = self._time(self._block), self._time(self._block + 1)
         stream.write(start, end, self._block_s, stream.place, error_s)
 
-    def _lose(self, index: int) -> None:
-        """Its clock is not known any more."""
+    def _lose(self, index: int, block: int) -> None:
+        """Its clock is not known any more; its place is that in `block`."""
         stream = self._streams[index]
         stream.losses += 1
+        if stream.place is not None:
+            # A clock whose stamps are old has run away from them: it is looked for where it was.
+            stream.shift_s = -self._early_s(stream, block)
         stream.end_lock()
         stream.next_try = self._block + 1
         if index == self._base:
@@ -690,7 +694,7 @@ class ReferenceClock:
         return ClockStatus(
             True,
             base,
-            offset_s=-self._early_s(stream),
+            offset_s=-self._early_s(stream, self._block),
             drift_ppm=1e6 * stream.place.rate,
             carrier_hz=stream.carrier_hz,
             residual_ns=None if base or not stream.residual else 1e9 * math.sqrt(stream.residual),

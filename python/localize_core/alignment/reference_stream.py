@@ -141,15 +141,16 @@ class ReferenceStream:
         index, at, rate_hz = self._mark()
         return later(at, (self.begin - index) / rate_hz)
 
-    def host_place(self, time: tuple[int, float], *, shifted: bool = True) -> tuple[int, float]:
-        """The first sample at or after `time` by its stamps, and by how much it is after."""
+    def host_place(self, time: tuple[int, float]) -> tuple[int, float]:
+        """The first sample at or after `time` by its stamps and what they are known to be off, and by how much it is
+        after."""
         index, at, rate_hz = self._mark()
-        samples = ((time[0] - at[0]) + (time[1] - at[1]) - (self.shift_s if shifted else 0.0)) * rate_hz
+        samples = ((time[0] - at[0]) + (time[1] - at[1]) - self.shift_s) * rate_hz
         count = math.ceil(samples)
         return index + count, (count - samples) / rate_hz
 
-    def host_index(self, time: tuple[int, float], *, shifted: bool = True) -> int:
-        return self.host_place(time, shifted=shifted)[0]
+    def host_index(self, time: tuple[int, float]) -> int:
+        return self.host_place(time)[0]
 
     def host_early_s(self, n: int, seconds: int, fraction: float) -> float:
         """How much later than `seconds` + `fraction` its stamps put sample `n`."""
@@ -168,14 +169,15 @@ class ReferenceStream:
         self.history.clear()
         self.stop_writing()
 
-    def restart(self, at: int) -> None:
-        """Nothing before sample `at` counts."""
+    def restart(self, at: int, *, lost: bool) -> None:
+        """Nothing before sample `at` counts; where samples were `lost`, its time stamps neither."""
         self.begin = -(-at // self.band.decimation) * self.band.decimation
         self.cut, self.marked, self.keep_from = None, at, self.begin
-        self.host = None
+        if lost:
+            self.host, self.shift_s = None, 0.0
         self.raw.drop(min(self.begin, self.seen))
         self.band.start(self.begin)
-        self.next_try, self.shift_s = 0, 0.0
+        self.next_try = 0
 
     def trim(self) -> None:
         """Give up samples that are extracted and do not wait to come out."""

@@ -295,6 +295,52 @@ def test_a_stream_that_falls_silent_is_done_without():
     assert ends[2] < 1.1 * RATE_HZ
 
 
+def test_another_base_goes_on_with_the_same_time():
+    """The base hears the reference no more; what the others are told runs on as fast as before."""
+    air, old = Air(seconds=3.4), base_of(usual()[1])
+    air.streams[old, round(1.6 * RATE_HZ) :] = band_noise(np.random.default_rng(7), round(1.8 * RATE_HZ), 100e3, 60e3)
+    result = told(air)
+    assert base_of(result) != old
+    for stream in range(4):
+        if stream == old:
+            continue
+        times_s = air.times_s[stream][[seat.source for seat in result.seats[stream]]]
+        off_s = np.array([seat.time[0] + seat.time[1] for seat in result.seats[stream]]) - times_s
+        spans = [(times_s > begin) & (times_s < end) for begin, end in ((0.8, 1.6), (2.3, 3.3))]
+        before, after = (np.polyfit(times_s[inside], off_s[inside], 1)[0] for inside in spans)
+        assert after == pytest.approx(before, abs=3e-6)
+
+
+def test_a_stream_that_stalls_comes_back_by_the_stamp_that_it_had():
+    """Nothing of it is lost, it only comes later than anybody waits for."""
+    air = Air(seconds=3.2)
+    clock = ReferenceClock(4, RATE_HZ, TUNED_HZ, ReferenceSettings(**SETTINGS), DELAYS_S, max_wait_s=0.3)
+    at = [0] * 4
+    for end in range(12_500, air.streams.shape[1] + 1, 12_500):
+        for stream in range(4):
+            if stream == 2 and RATE_HZ < end < 1.6 * RATE_HZ:
+                continue
+            marks = [Mark(0, (0, 0.0), RATE_HZ)] if at[stream] == 0 else []
+            at[stream] += clock.push(stream, air.streams[stream, at[stream] : end], marks)
+        clock.advance()
+        for stream in range(4):
+            clock.pull(stream, 1 << 30)
+    assert [status.losses for status in clock.status] == [0, 0, 1, 0]
+    assert all(status.locked for status in clock.status)
+
+
+def test_a_clock_that_has_run_away_from_its_stamps_is_found_again():
+    """Its only stamp says a rate that is wrong, as the stamps of a clock do that has drifted for hours."""
+    air = Air(seconds=4.4, silent_s=(1.2, 2.9))
+    stream = (base_of(usual()[1]) - 1) % 4  # the last to be tried as another base
+    wrong = {(stream, 0): Mark(0, (0, 0.0), 1.009 * RATE_HZ)}
+    result = told(air, marks=wrong, search_s=0.02, wander_ppb=100.0)
+    status = result.clock.status
+    assert status[stream].losses == 1
+    assert abs(status[stream].offset_s) > 0.03
+    assert all(one.locked for one in status)
+
+
 def test_a_wrong_place_is_seen_in_no_residual_but_shifts_clocks():
     """What only other emitters, or true time, can tell."""
     wrong_s = np.array([0.0, 80e-9, -50e-9, 120e-9])
