@@ -43,7 +43,7 @@ EXTRAS = {
     "client": {"httpx": "0.27", "httpx-sse": "0.4.1", "paho-mqtt": "2", "redis": "5"},
     "fast": {"numba": "0.57", "pyfftw": "0.13"},
     "metrics": {"prometheus-client": "0.20"},
-    "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "sqlalchemy": "2"},
+    "mlflow": {"alembic": "1.10", "mlflow-skinny": "3.1", "requests": "2.32", "sqlalchemy": "2"},
     "mqtt": {"paho-mqtt": "2"},
     "plot": {"matplotlib": "3.5"},
     "redis": {"pybreaker": "1.2", "redis": "5"},
