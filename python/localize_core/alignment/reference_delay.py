@@ -18,7 +18,7 @@ Samples = NDArray[np.complex64]
 Floats = NDArray[np.float64]
 
 FALSE_ALARM = 1e-4
-"""Probability that noise alone looks like the reference, in one search."""
+"""Probability that noise alone looks like the reference in one search, at most."""
 TAIL = 1.2
 """Products of noise reach a little farther than noise."""
 SIDE_PEAK = 1.4
