@@ -16,8 +16,8 @@ from typing import Any
 import click
 import numpy as np
 from localize_core.simulation.channels import ChannelSet
-from localize_core.simulation.place import Place
 from localize_core.simulation.scene import Scene, SceneConfig
+from localize_core.types.place import Place
 from rich.console import Console
 from rich.table import Table
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class _Formatter(logging.Formatter):
+class _Formatter(ABC, logging.Formatter):
     """`journal`: begin each line with its priority, as sd-daemon(3) has it."""
 
     def __init__(self, journal: bool) -> None:
@@ -195,8 +196,8 @@ class _Formatter(logging.Formatter):
         priority = next((number for level, number in PRIORITIES.items() if record.levelno >= level), 7)
         return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
-    def _text(self, record: logging.LogRecord) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _text(self, record: logging.LogRecord) -> str: ...
 
     def _trace(self, record: logging.LogRecord) -> str:
         return self.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else ""

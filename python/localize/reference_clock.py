@@ -17,8 +17,8 @@ from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.model.compiled.propagation import along_surface
 from localize_core.model.contract import Receiver as ContractReceiver
 from localize_core.serving.settings import make_settings
-from localize_core.simulation.place import place_of
 from localize_core.station.config import Station
+from localize_core.types.place import place_of
 
 from . import tags
 from .guard import WORK_DONE, guarded

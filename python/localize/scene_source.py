@@ -11,8 +11,8 @@ import numpy as np
 import pmt
 from gnuradio import gr
 from localize_core.errors import ConfigError
-from localize_core.simulation.place import place_of
 from localize_core.simulation.scene import Scene, SceneConfig
+from localize_core.types.place import place_of
 
 from . import tags
 from .guard import WORK_DONE, guarded

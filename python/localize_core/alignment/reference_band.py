@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from localize_core.alignment.reference_settings import FADED, REMOVED
 from localize_core.alignment.stream import SampleBuffer
-from localize_core.simulation.blocks import phasor
+from localize_core.phasor import phasor
 
 OVERSAMPLING = 1.25
 """Of the extracted band: what folds over stays in its outer part."""

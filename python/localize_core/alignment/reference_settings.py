@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from localize_core.errors import ConfigError
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame, path_length_m
+from localize_core.types.place import Placed
 
 USABLE_BAND = 0.45
 """Of the sample rate, either side of the middle: beyond it receivers' filters fall off."""
@@ -18,17 +19,6 @@ REMOVED = 0.55
 """Of its bandwidth, either side of the reference's centre: what is removed from the streams entirely."""
 FADED = 0.7
 """Up to here, in the same measure, what lies beside it is weakened."""
-
-
-class Placed(Protocol):
-    """A receiver, as far as its place goes."""
-
-    @property
-    def latitude(self) -> float: ...
-    @property
-    def longitude(self) -> float: ...
-    @property
-    def altitude_m(self) -> float: ...
 
 
 class ReferenceSettings(BaseModel):

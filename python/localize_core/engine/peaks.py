@@ -18,6 +18,7 @@ from scipy.ndimage import maximum_filter, maximum_filter1d
 from scipy.stats import chi2
 
 from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, LocalFrame, path_length_m
+from localize_core.model.compiled.propagation import along_surface
 from localize_core.model.contract import Contract, LikelihoodGrid
 from localize_core.types.fix import Position, Uncertainty
 
@@ -44,6 +45,7 @@ class PeakEraser:
         self._config = config
         self._channels = [k for k, each in enumerate(contract.channels) if each.feature == "cross_correlation"]
         self._receivers = contract.receivers
+        self._along_surface = contract.frequency_hz is not None and along_surface(contract.frequency_hz)
         index = {receiver.name: k for k, receiver in enumerate(contract.receivers)}
         self._pairs = [tuple(index[name] for name in contract.channels[k].receivers) for k in self._channels]
         self._step_m = config.lag_step / config.sample_rate_hz * SPEED_OF_LIGHT_MPS
@@ -62,7 +64,7 @@ class PeakEraser:
         frame = LocalFrame((grid.south + grid.north) / 2.0, (middle + 180.0) % 360.0 - 180.0, self._altitude_m)
         receivers_m = np.stack([frame.to_enu_m(r.latitude, r.longitude, r.altitude_m) for r in self._receivers])
         places_m = frame.to_enu_m(latitude, longitude, self._altitude_m)
-        length_m = path_length_m(places_m, receivers_m, along_surface=False)
+        length_m = path_length_m(places_m, receivers_m, along_surface=self._along_surface)
         lags = np.stack([length_m[..., i] - length_m[..., j] for i, j in self._pairs], axis=-1) / self._step_m
         extent = max(float(np.abs(np.diff(lags, axis=axis)).max()) for axis in (0, 1))
         middle_lag = self._config.n_lags // 2
@@ -110,7 +112,7 @@ class PeakEraser:
         """
         frame = LocalFrame(latitude, longitude, altitude_m)
         receivers_m = np.stack([frame.to_enu_m(r.latitude, r.longitude, r.altitude_m) for r in self._receivers])
-        length_m = path_length_m(np.zeros(3), receivers_m, along_surface=False)
+        length_m = path_length_m(np.zeros(3), receivers_m, along_surface=self._along_surface)
         erased = features.copy()
         n_lags = self._config.n_lags
         reach = math.ceil(GATE_SIGMAS * sigma_m / self._step_m) + 1

@@ -80,18 +80,6 @@ def solve(
     return Solutions(places, np.where(used, residual, np.nan), misfit, count - 3)
 
 
-def without_each(
-    geometry: ArrivalGeometry, arrivals_m: np.ndarray, covariance_m2: np.ndarray, start_m: np.ndarray
-) -> list[Solutions]:
-    """The same without each receiver in turn. Residuals of the one left out are NaN."""
-    found = []
-    for receiver in range(arrivals_m.shape[1]):
-        rest = arrivals_m.copy()
-        rest[:, receiver] = np.nan
-        found.append(solve(geometry, rest, covariance_m2, start_m))
-    return found
-
-
 def _residual(geometry: ArrivalGeometry, places_m: np.ndarray, known_m: np.ndarray, used: np.ndarray) -> np.ndarray:
     """(n, R), less their mean: places far from the receivers would leave it to rounding; 0 where not used."""
     residual = np.where(used, known_m - geometry.expected_m(places_m), 0.0)

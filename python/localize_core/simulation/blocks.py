@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from localize_core.phasor import polar
+
 Floats = NDArray[np.float64]
 Samples = NDArray[np.complex64]
 Item = TypeVar("Item", bound=np.generic)
@@ -58,22 +60,7 @@ def complex_normal(draw: np.random.Generator, count: int, rms: float) -> Samples
     np.log(power, out=power)
     power *= np.float32(-rms * rms)
     angle *= HALF_TURN
-    return _polar(np.sqrt(power, out=power), angle)
-
-
-def phasor(cycles: Floats) -> Samples:
-    """exp(2 pi j cycles): complex64, reduced to half a turn in double precision first."""
-    turn = (cycles - np.rint(cycles)).astype(np.float32)
-    turn *= np.float32(2.0 * math.pi)
-    return _polar(np.float32(1.0), turn)
-
-
-def _polar(magnitude: NDArray[np.float32] | np.float32, angle: NDArray[np.float32]) -> Samples:
-    result = np.empty(angle.shape, np.complex64)
-    part = np.cos(angle)
-    np.multiply(magnitude, part, out=result.real)
-    np.multiply(magnitude, np.sin(angle, out=part), out=result.imag)
-    return result
+    return polar(np.sqrt(power, out=power), angle)
 
 
 def gather(block: Callable[[int], NDArray[Item]], size: int, first: int, count: int) -> NDArray[Item]:

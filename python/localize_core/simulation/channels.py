@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from localize_core.errors import SourceError
 from localize_core.geodesy import LocalFrame
-from localize_core.simulation.place import Place
+from localize_core.types.place import Place
 
 Floats = NDArray[np.float64]
 

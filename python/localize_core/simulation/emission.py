@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localize_core.errors import ConfigError
+from localize_core.phasor import phasor
 from localize_core.simulation import interpolation
-from localize_core.simulation.blocks import Floats, Samples, phasor
+from localize_core.simulation.blocks import Floats, Samples
 from localize_core.simulation.config import SceneConfig
 from localize_core.simulation.impairments import ReceiverErrors
 from localize_core.simulation.interpolation import ROW

@@ -15,8 +15,8 @@ from localize_core.simulation.blocks import Floats, Purpose
 from localize_core.simulation.channels import ChannelSet
 from localize_core.simulation.config import SceneConfig
 from localize_core.simulation.fields import SmoothField
-from localize_core.simulation.place import Placed
 from localize_core.simulation.track import Track, distance_m
+from localize_core.types.place import Placed
 
 NEAREST_M = 1.0
 METRES_PER_DEGREE = 111_320.0

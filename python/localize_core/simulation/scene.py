@@ -15,8 +15,8 @@ from localize_core.simulation.config import SceneConfig
 from localize_core.simulation.emission import Emission, sent
 from localize_core.simulation.impairments import ReceiverErrors, quantise
 from localize_core.simulation.interpolation import ROW
-from localize_core.simulation.place import Placed
 from localize_core.simulation.propagation import FreeSpace, Propagation, Recorded
+from localize_core.types.place import Placed
 
 __all__ = ["Scene", "SceneConfig"]
 

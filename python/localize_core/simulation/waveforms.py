@@ -16,7 +16,8 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from localize_core.errors import ConfigError
-from localize_core.simulation.blocks import Floats, Purpose, Samples, complex_normal, gather, generator, phasor
+from localize_core.phasor import phasor
+from localize_core.simulation.blocks import Floats, Purpose, Samples, complex_normal, gather, generator
 
 WaveformName = Literal["noise", "nbfm", "am", "fsk", "bpsk", "qpsk", "qam16", "ofdm", "chirp", "pulse", "none"]
 Waveform = Callable[[int, int], Samples]

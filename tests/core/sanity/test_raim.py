@@ -11,13 +11,25 @@ import pytest
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.compiled.propagation import PathDelay
 from localize_core.sanity.geometry import ArrivalGeometry
-from localize_core.sanity.raim import Solutions, solve, without_each
+from localize_core.sanity.raim import Solutions, solve
 from scipy.stats import kstest
 
 FIVE = [(0.0, 5000.0), (5000.0, 1000.0), (3000.0, -4000.0), (-4000.0, -3000.0), (-4500.0, 2500.0)]
 PLACE = np.array([700.0, -400.0])
 FAR_OFF = 1e-3
 """Probability below which receivers are said to disagree."""
+
+
+def without_each(
+    geometry: ArrivalGeometry, arrivals_m: np.ndarray, covariance_m2: np.ndarray, start_m: np.ndarray
+) -> list[Solutions]:
+    """The same without each receiver in turn. Residuals of the one left out are NaN."""
+    found = []
+    for receiver in range(arrivals_m.shape[1]):
+        rest = arrivals_m.copy()
+        rest[:, receiver] = np.nan
+        found.append(solve(geometry, rest, covariance_m2, start_m))
+    return found
 
 
 def solved(geometry: ArrivalGeometry, arrivals_m: np.ndarray, sigma_m: float) -> tuple[Solutions, list[Solutions]]:

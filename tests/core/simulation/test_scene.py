@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from localize_core.errors import ConfigError, SourceError
 from localize_core.simulation.channels import ChannelSet, load_channels
 from localize_core.simulation.impairments import ReceiverErrors
-from localize_core.simulation.place import Place
 from localize_core.simulation.propagation import Shadowing
 from localize_core.simulation.scene import Scene, SceneConfig
 from localize_core.simulation.waveforms import waveform
+from localize_core.types.place import Place
 from pyproj import Transformer
 
 LIGHT_MPS = 299_792_458.0
@@ -192,7 +192,7 @@ def test_bit_identical_however_it_is_cut(first, cuts, rate_hz, name, way, flaws)
 
 def test_another_process_gets_the_same_samples():
     code = (
-        "from localize_core.simulation.place import Place\n"
+        "from localize_core.types.place import Place\n"
         "from localize_core.simulation.scene import Scene, SceneConfig\n"
         f"s = Scene(SceneConfig(track={LOOP}, speed_mps=30.0, shadowing_db=3.0, clock_offset_ns=50.0),"
         f" [Place('a', 47.05, 8.2), Place('b', 47.1, 8.3)], sample_rate_hz=1e5, frequency_hz=4e8)\n"

@@ -9,7 +9,7 @@ from localize_core.errors import ConfigError
 
 
 class Placed(Protocol):
-    """A receiver, as far as a scene is concerned. Degrees on WGS84, metres."""
+    """A receiver, as far as its place goes. Degrees on WGS84, metres."""
 
     @property
     def name(self) -> str: ...
