@@ -98,7 +98,7 @@ class reference_clock(gr.basic_block):
     def _reset(self) -> None:
         """As before the first sample."""
         count = len(self._names)
-        self._carried: list[deque[tuple[int, Any, Any]]] = [deque() for _ in range(count)]
+        self._carried: list[deque[tuple[int, Any, Any]]] = [deque(maxlen=tags.MOST_WAITING) for _ in range(count)]
         self._stamped = [False] * count
         self._told_error_s = [-1.0] * count
         self._status = self.clock.status

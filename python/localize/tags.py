@@ -27,6 +27,9 @@ TIME_SOURCE = pmt.intern("localize_time_source")
 RESTART = pmt.intern("localize_restart")
 BOUNDARY = pmt.intern("localize_boundary")
 
+MOST_WAITING = 4096
+"""Tags of a stream that a block keeps while the samples after them wait; the oldest go."""
+
 END_OF_TIME_S = 253_402_214_400
 """31 December 9999: later times are no dates."""
 

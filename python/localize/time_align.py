@@ -76,9 +76,9 @@ class time_align(gr.basic_block):
     def _reset(self) -> None:
         """As before the first sample."""
         count = self._n_receivers
-        self._frequencies: list[deque[tuple[int, Any]]] = [deque() for _ in range(count)]
+        self._frequencies: list[deque[tuple[int, Any]]] = [deque(maxlen=tags.MOST_WAITING) for _ in range(count)]
         self._tuned_hz: list[float | None] = [None] * count
-        self._sources: list[deque[tuple[int, TimeSource]]] = [deque() for _ in range(count)]
+        self._sources: list[deque[tuple[int, TimeSource]]] = [deque(maxlen=tags.MOST_WAITING) for _ in range(count)]
         self._source_of: list[TimeSource] = ["rx_time"] * count
         self._told_source: TimeSource = "rx_time"
         self._told_present: tuple[bool, ...] = ()
