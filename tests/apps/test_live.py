@@ -257,8 +257,9 @@ def test_receivers_are_cut_and_restored(folder, run, servers):
         place = number % 4
         name = PLACES[place][0]
         served[place].refuse()
-        station.until(lambda: absent(station.fixes[-1]) == {name})  # noqa: B023  it is over before the next turn
-        fixes = station.more(5)
+        station.until(lambda: station.state(name) == "absent")  # noqa: B023  it is over before the next turn
+        station.until(lambda: all(absent(fix) == {name} for fix in station.fixes[-5:]))  # noqa: B023
+        fixes = station.fixes[-5:]
         assert all(used(fix) == everyone - {name} for fix in fixes)
         assert all(fix.status == "ok" for fix in fixes), fixes
         served[place].restart()
