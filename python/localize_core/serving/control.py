@@ -30,6 +30,7 @@ class ControlServer:
     def __init__(self, engine: Engine, endpoint: str) -> None:
         self._engine, self.endpoint = engine, check_endpoint(endpoint)
         self._stopping = threading.Event()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="localize-control", daemon=True)
 
@@ -37,21 +38,25 @@ class ControlServer:
         """Raises ConfigError where the endpoint cannot be bound, or another station answers there."""
         if self.endpoint.startswith("ipc://") and _listens(self.endpoint):
             raise ConfigError(f"control.endpoint={self.endpoint}: another station takes commands there")
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
+        self._context = zmq.Context()  # of its own: its end waits until the endpoint is free again
+        socket = self._context.socket(zmq.REP)
         socket.setsockopt(zmq.LINGER, 0)
         try:
             socket.bind(self.endpoint)
         except zmq.ZMQError as error:
-            socket.close()
+            self._context.destroy()
             raise ConfigError(f"control.endpoint={self.endpoint}: {error.strerror or error}") from error
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)  # with the port that was free
         self._socket = socket
         self._thread.start()
 
     def stop(self) -> None:
+        """Afterwards another server may have the endpoint."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+        if self._context is not None:
+            self._context.term()
 
     def _run(self) -> None:
         assert self._socket is not None
