@@ -17,7 +17,7 @@ import click
 from localize_core.client import FixSubscriber, subscribe
 from localize_core.client.subscribe import SCHEMES
 from localize_core.types.fix import Fix
-from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_row
+from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_rows
 from localize_core.wire.fix_json import fix_to_json
 from localize_core.wire.text import fix_line
 
@@ -33,7 +33,7 @@ def csv_line(values: Any) -> str:
 
 FORMATS: dict[str, Callable[[Fix], str]] = {
     "json": fix_to_json,
-    "csv": lambda fix: csv_line(fix_to_csv_row(fix)),
+    "csv": lambda fix: "\n".join(csv_line(row) for row in fix_to_csv_rows(fix)),
     "lines": fix_line,
 }
 
@@ -41,7 +41,7 @@ FORMATS: dict[str, Callable[[Fix], str]] = {
 @click.command("subscribe", epilog=f"URL is one of {', '.join(SCHEMES.values())}.")
 @click.argument("url", default="tcp://127.0.0.1:5555", envvar="GR_LOCALIZE_URL")
 @click.option("--json", "form", flag_value="json", help="Print each fix as one line of JSON.")
-@click.option("--csv", "form", flag_value="csv", help="Print each fix as a row, after one with the names of columns.")
+@click.option("--csv", "form", flag_value="csv", help="Print a row per fix and per track, after the names of columns.")
 @click.option("--lines", "form", flag_value="lines", help="Print a line per fix also on a terminal.")
 @click.option("--station", metavar="NAME", help="Only fixes of this station.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many fixes.")
@@ -75,7 +75,8 @@ def command(
 ) -> None:
     """Show the fixes that are published at URL, by default tcp://127.0.0.1:5555 or GR_LOCALIZE_URL.
 
-    On a terminal they are a table with a row per stream, elsewhere lines. A lost connection is made again.
+    On a terminal they are a table with a row per stream, and one per track below it, elsewhere lines. A lost connection
+    is made again.
     """
     fixes = subscribe(
         url,

@@ -1,10 +1,11 @@
-"""Fixes of many streams in a terminal: a row for each, with its last fix and what is missing."""
+"""Fixes of many streams in a terminal: a row for each, with its last fix and what is missing, above those of its tracks."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from localize_core.client import FixSubscriber
@@ -16,6 +17,8 @@ from rich.text import Text
 
 ROWS = 30
 """The streams that spoke last."""
+TRACKS = 8
+"""Of a stream's tracks, those that fixes belonged to last."""
 RATE_OVER = 50
 """Fixes that the rate is taken over."""
 COUNTS = ("conf.", "per s", "age s", "missed", "dropped")
@@ -54,30 +57,32 @@ class FixTable:
     def _table(self, *, wide: bool) -> Table:
         fixes = self._fixes
         table = Table(title=self._title(), title_justify="left", title_style="", expand=False)
-        for name in ("station", "MHz", "time (UTC)", "position", "ellipse"):
+        with self._lock:
+            rows = [(key, row.fix, tuple(row.arrivals_s)) for key, row in sorted(self._rows.items())]
+        followed = any(fix.tracks for _, fix, _ in rows)
+        for name in ("station", "MHz", "time (UTC)", "position", "ellipse, velocity" if followed else "ellipse"):
             table.add_column(name, no_wrap=name != "station")
         for name in COUNTS if wide else ():
             table.add_column(name, justify="right", no_wrap=True)
         if malformed := fixes.malformed:
             table.caption = f"{malformed} messages were no fix"
         now_s, streams = time.monotonic(), fixes.streams
-        with self._lock:
-            rows = sorted(self._rows.items())
-            for key, row in rows:
-                fix, came_s = row.fix, row.arrivals_s
-                count = streams.get(key)
-                cells = [
-                    Text(fix.station),
-                    "" if fix.frequency_hz is None else f"{fix.frequency_hz / 1e6:g}",
-                    format_timestamp(fix.timestamp)[11:-4],
-                    *self._place(fix, wide=wide),
-                    f"{fix.confidence:.2f}",
-                    f"{(len(came_s) - 1) / (now_s - came_s[0]):.1f}" if len(came_s) > 1 else "",
-                    f"{now_s - came_s[-1]:.0f}",
-                    "" if count is None else str(count.missed),
-                    "" if count is None else str(count.dropped_windows),
-                ]
-                table.add_row(*cells[: len(table.columns)])
+        for key, fix, came_s in rows:
+            count = streams.get(key)
+            cells = [
+                Text(fix.station),
+                "" if fix.frequency_hz is None else f"{fix.frequency_hz / 1e6:g}",
+                format_timestamp(fix.timestamp)[11:-4],
+                *self._place(fix, wide=wide),
+                f"{fix.confidence:.2f}",
+                f"{(len(came_s) - 1) / (now_s - came_s[0]):.1f}" if len(came_s) > 1 else "",
+                f"{now_s - came_s[-1]:.0f}",
+                "" if count is None else str(count.missed),
+                "" if count is None else str(count.dropped_windows),
+            ]
+            table.add_row(*cells[: len(table.columns)])
+            for cells in self._tracks(fix):
+                table.add_row(*cells)
         return table
 
     def _title(self) -> Text:
@@ -85,6 +90,20 @@ class FixTable:
         title = Text(f"{fixes.name}  ")
         title.append(fixes.state, STYLES.get(fixes.state, "yellow"))
         return title.append(f": {fixes.reason}" if fixes.reason else f", {fixes.received} fixes")
+
+    @staticmethod
+    def _tracks(fix: Fix) -> Iterator[list[Text | str]]:
+        latest = sorted(fix.tracks, key=lambda track: track.idle_s)[:TRACKS]
+        for track in sorted(latest, key=lambda track: track.id):
+            yield [
+                f"track\N{NO-BREAK SPACE}{track.id}",
+                "",
+                Text("coasting", "yellow") if track.state == "coasting" else "",
+                f"{track.position.latitude:.5f} {track.position.longitude:.5f}",
+                f"{track.speed_mps:.1f} m/s {track.course_deg:.0f}°",
+            ]
+        if len(fix.tracks) > TRACKS:
+            yield [f"{len(fix.tracks) - TRACKS} more tracks"]
 
     @staticmethod
     def _place(fix: Fix, *, wide: bool) -> tuple[Text, str]:

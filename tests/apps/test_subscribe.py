@@ -28,6 +28,7 @@ from localize_apps.subscribe_view import FixTable
 from localize_core.client import subscribe
 from localize_core.sinks.redis_sink import RedisFixSink
 from localize_core.sinks.zmq_sink import ZmqFixSink
+from localize_core.types.fix import Position, TrackReport, Uncertainty
 from localize_core.wire.fix_csv import CSV_FIELDS
 from localize_core.wire.fix_json import fix_from_json, fix_to_json
 from localize_core.wire.text import fix_line
@@ -136,6 +137,29 @@ def test_the_table_counts_by_stream_and_says_what_is_wrong(make_fix):
     assert "…" not in narrow
     assert "45.12300 7.45600 │ 110 × 93 m" in narrow
     assert "1 messages were no fix" in text
+
+
+def test_the_table_has_the_tracks_below_their_stream(make_fix):
+    def track(number, **said):
+        place, rows = Position(45.2, -122.1), ((1.0, 0.0, 0.0, 0.0),) * 4
+        state = TrackReport(number, "confirmed", place, Uncertainty(9.0, 5.0, 0.0), -3.0, 4.0, rows, 5, 2.0, 0.0)
+        return dataclasses.replace(state, **said)
+
+    table = FixTable(subscribe("tcp://127.0.0.1:1"))
+    table.add(make_fix(tracks=(track(7), track(2, state="coasting", idle_s=1.5))))
+    table.add(make_fix(station="other", reason="silence"))
+    for width in (80, 120):
+        text = drawn(table, width)
+        rows = [[cell.strip() for cell in line.split("│")[1:6]] for line in text.splitlines() if "│" in line]
+        assert [row[0] for row in rows] == ["demo", "track\N{NO-BREAK SPACE}2", "track\N{NO-BREAK SPACE}7", "other"]
+        assert rows[1][2:] == ["coasting", "45.20000 -122.10000", "5.0 m/s 323°"]
+        assert rows[2][2:] == ["", "45.20000 -122.10000", "5.0 m/s 323°"]
+        assert "…" not in text
+    table.add(make_fix(tracks=tuple(track(n, idle_s=float(n)) for n in range(20))))
+    text = drawn(table)
+    assert "track\N{NO-BREAK SPACE}7 " in text
+    assert "track\N{NO-BREAK SPACE}8 " not in text
+    assert "12 more tracks" in text
 
 
 def test_the_table_is_bounded(make_fix):

@@ -1,4 +1,4 @@
-"""A fix as a row of a flat table: what CSV, GeoJSON properties and KML data have in common."""
+"""A fix and its tracks as rows of a flat table: what CSV, GeoJSON properties and KML data have in common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from localize_core.types.fix import Fix, TrackReport
 from localize_core.wire.fix_json import fix_to_dict, format_timestamp
 
-CSV_FIELDS = (
+FIX_FIELDS = (
     "station",
     "stream",
     "sequence",
@@ -34,11 +34,35 @@ CSV_FIELDS = (
     "latency_ms",
     "dropped_windows",
 )
-"""The columns. Names and units are those of the JSON form, but for its `id`, which GIS would take for the row's own."""
+"""Of a fix. Names and units are those of the JSON form, but for its `id`, which GIS would take for the row's own."""
+TRACK_FIELDS = (
+    "station",
+    "stream",
+    "sequence",
+    "timestamp",
+    "track",
+    "state",
+    "latitude",
+    "longitude",
+    "semi_major_m",
+    "semi_minor_m",
+    "azimuth_deg",
+    "probability",
+    "east_mps",
+    "north_mps",
+    "speed_mps",
+    "course_deg",
+    "updates",
+    "age_s",
+    "idle_s",
+)
+"""Of a track."""
+CSV_FIELDS = (*FIX_FIELDS, *(name for name in TRACK_FIELDS if name not in FIX_FIELDS))
+"""Columns of a table with both. `track` is empty in rows of fixes, and only in those."""
 
 
 def fix_columns(fix: Fix) -> dict[str, Any]:
-    """Text, number or None for each of CSV_FIELDS. Raises ConfigError as `fix_to_dict` does."""
+    """Text, number or None for each of FIX_FIELDS. Raises ConfigError as `fix_to_dict` does."""
     encoded = fix_to_dict(fix)
     everything = {
         **encoded,
@@ -49,11 +73,11 @@ def fix_columns(fix: Fix) -> dict[str, Any]:
         "receivers_used": sum(receiver["used"] for receiver in encoded["receivers"]),
         "request_id": fix.id,
     }
-    return {name: everything.get(name) for name in CSV_FIELDS}
+    return {name: everything.get(name) for name in FIX_FIELDS}
 
 
 def track_columns(fix: Fix, track: TrackReport) -> dict[str, Any]:
-    """Text and numbers of one of the fix's tracks, for tables of tracks: the names are those of the JSON form."""
+    """Text and numbers of one of the fix's tracks, for each of TRACK_FIELDS: the names are those of the JSON form."""
     ellipse = track.uncertainty
     return {
         "station": fix.station,
@@ -78,9 +102,11 @@ def track_columns(fix: Fix, track: TrackReport) -> dict[str, Any]:
     }
 
 
-def fix_to_csv_row(fix: Fix) -> list[Any]:
-    """The columns in the order of CSV_FIELDS, for `csv.writer`: None, which it leaves empty, where there is nothing.
+def fix_to_csv_rows(fix: Fix) -> list[list[Any]]:
+    """The fix's row, and one for each of its tracks, in the order of CSV_FIELDS, for `csv.writer`: None, which it
+    leaves empty, where there is nothing.
 
     Raises ConfigError as `fix_to_dict` does.
     """
-    return list(fix_columns(fix).values())
+    everything = [fix_columns(fix), *(track_columns(fix, track) for track in fix.tracks)]
+    return [[columns.get(name) for name in CSV_FIELDS] for columns in everything]

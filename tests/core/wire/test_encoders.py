@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from localize_core.types.fix import ModelIdentity
+from localize_core.types.fix import ModelIdentity, Position, TrackReport, Uncertainty
 from localize_core.wire.encoders import ENCODERS
-from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_row
+from localize_core.wire.fix_csv import CSV_FIELDS, fix_to_csv_rows
 from localize_core.wire.fix_json import fix_from_json
 from localize_core.wire.geojson import fix_to_geojson
 from localize_core.wire.kml import fixes_to_kml
@@ -57,7 +59,7 @@ def test_documented_examples_are_what_is_made(make_fix):
     assert canonical(event) == canonical(ENCODERS["cot"](fix))
     (table,) = documented("csv")
     made = io.StringIO()
-    csv.writer(made, lineterminator="\n").writerows([CSV_FIELDS, fix_to_csv_row(fix)])
+    csv.writer(made, lineterminator="\n").writerows([CSV_FIELDS, *fix_to_csv_rows(fix)])
     assert table == made.getvalue()
     (feature,) = map(json.loads, documented("json"))
     full = fix_to_geojson(fix)
@@ -75,17 +77,22 @@ def test_documented_examples_are_what_is_made(make_fix):
     assert ring == [*full_ring[:3], full_ring[-1]]
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_documented_programs_run(make_fix, tmp_path, monkeypatch, number):
+def test_documented_programs_run(make_fix, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    fixes = [make_fix(), make_fix(reason="silence")]
+    rows = tuple(tuple(map(float, row)) for row in np.eye(4))
+    track = TrackReport(3, "confirmed", Position(45.0, 7.0), Uncertainty(9.0, 5.0, 0.0), 3.0, 4.0, rows, 5, 2.0, 0.0)
+    fixes = [make_fix(), make_fix(reason="silence", tracks=(track,))]
     Path("fixes.jsonl").write_text("".join(f"{ENCODERS['json'](fix)}\n" for fix in fixes))
-    exec(documented("python")[number], {})
-    if number == 0:
-        assert len(json.loads(Path("fixes.geojson").read_text())["features"]) == 3
-        assert Path("fixes.kml").read_text(encoding="utf-8") == fixes_to_kml(fixes, name="Test drive")
-    else:
-        assert len(Path("fixes.csv").read_text().splitlines()) == 3
+    maps, table, frame = documented("python")
+    exec(maps, {})
+    assert len(json.loads(Path("fixes.geojson").read_text())["features"]) == 5
+    assert Path("fixes.kml").read_text(encoding="utf-8") == fixes_to_kml(fixes, name="Test drive")
+    exec(table, {})
+    assert len(Path("fixes.csv").read_text().splitlines()) == 4
+    read: dict[str, Any] = {}
+    exec(frame, read)
+    assert list(read["fixes"]["status"]) == ["ok", "no_fix"]
+    assert capsys.readouterr().out == f"3 5.0 {track.course_deg}\n"
 
 
 def test_encoders_work_without_gnuradio():
