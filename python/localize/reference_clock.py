@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pmt
 from gnuradio import gr
-from localize_core.alignment.reference import ReferenceClock, as_dict
+from localize_core.alignment.reference import ReferenceClock
 from localize_core.alignment.reference_settings import ReferenceSettings
+from localize_core.alignment.reference_status import as_dict
 from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.model.compiled.propagation import along_surface
 from localize_core.model.contract import Receiver as ContractReceiver

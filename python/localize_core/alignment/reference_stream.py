@@ -74,10 +74,13 @@ class Written:
 
 
 class ReferenceStream:
-    """One stream: its samples, what is extracted of them, its clock, and what waits to be taken."""
+    """One stream: its samples, what is extracted of them, its clock, and what waits to be taken.
 
-    def __init__(self, band: BandExtractor, taps: Samples, sample_rate_hz: float) -> None:
-        self.band, self._taps, self._rate_hz = band, taps, sample_rate_hz
+    `delay_s`: by how much later than the first of all streams it hears the reference.
+    """
+
+    def __init__(self, band: BandExtractor, taps: Samples, sample_rate_hz: float, delay_s: float) -> None:
+        self.band, self._taps, self._rate_hz, self.delay_s = band, taps, sample_rate_hz, delay_s
         self.remover = BandRemover(taps)
         self.raw = SampleBuffer()
         self.seen = self.begin = self.marked = self.keep_from = 0
@@ -156,6 +159,12 @@ class ReferenceStream:
         """How much later than `seconds` + `fraction` its stamps put sample `n`."""
         index, at, rate_hz = self._mark()
         return (at[0] - seconds) + (at[1] - fraction) + (n - index) / rate_hz
+
+    def early_s(self, time: tuple[int, float]) -> float:
+        """How much later than the common time its own stamps put its samples; its place is in the block that begins
+        at `time`."""
+        assert self.place is not None
+        return self.host_early_s(self.place.n, time[0], time[1] + self.place.lead_s)
 
     # Its clock
 
