@@ -92,7 +92,7 @@ class ReferenceClock:
         self._searcher = Searcher(self._layout, self._time, self._tracker)
         self._block = 0
         self._base: int | None = None
-        self._base_since = 0
+        self._alone_since = 0  # the last block with a clock that is known, or the base's first
         self._misses = 0
 
     @property
@@ -302,7 +302,7 @@ class ReferenceClock:
         base.own_rate, base.own_early_s = base.host_rate, -base.shift_s
         n, lead_s = base.host_place(self._time.at(block))
         base.place = Place(n, lead_s, base.host_rate, carrier_hz)
-        self._base, self._base_since, self._misses = index, block, 0
+        self._base, self._alone_since, self._misses = index, block, 0
         for stream in self._streams:
             stream.next_try = block + 1
 
@@ -346,21 +346,23 @@ class ReferenceClock:
     # The others
 
     def _acquire(self, lost: list[int]) -> None:
-        for index in lost:
-            stream = self._streams[index]
-            if self._block + 1 >= stream.next_try:
-                if self._base is not None and self._searcher.find(stream, self._streams[self._base], self._block + 1):
-                    self._misses = 0
-                    continue
+        assert self._base is not None
+        base = self._streams[self._base]
+        for stream in (self._streams[index] for index in lost):
+            if self._block + 1 < stream.next_try:
+                continue
+            if self._searcher.find(stream, base, self._block + 1):
+                self._misses = 0
+            else:
                 stream.next_try = self._block + self._searcher.pause(stream)
-        base = self._base
-        locked = any(stream.clock is not None for stream in self._streams)
-        if base is not None and not locked and lost and self._block - self._base_since > self._patience:
-            self._next_candidate(base)
+        if any(stream.clock is not None for stream in self._streams):
+            self._alone_since = self._block
+        elif lost and self._block - self._alone_since > self._patience:
+            self._next_candidate(self._base)
 
     @property
     def _patience(self) -> int:
-        """Blocks after which another stream is tried as the first base."""
+        """Blocks after which another stream is tried as base where no clock is known."""
         return max(4, round((3.0 * self.settings.search_s + 2.0 * self._layout.template_s) / self._block_s))
 
     def _next_candidate(self, base: int) -> None:

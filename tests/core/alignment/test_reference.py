@@ -311,6 +311,14 @@ def test_another_base_goes_on_with_the_same_time():
         assert after == pytest.approx(before, abs=3e-6)
 
 
+def test_all_clocks_lost_at_once_are_looked_for_against_the_same_base():
+    """Without the reference all become unsure in one block: that says nothing against whoever was the measure."""
+    result = told(Air(seconds=2.2, silent_s=(1.2, 1.9)), search_s=0.05, wander_ppb=20.0, max_error_ns=11.0)
+    status, base = result.clock.status, base_of(result)
+    assert all(one.locked for one in status)
+    assert [one.losses for one in status] == [int(stream != base) for stream in range(4)]
+
+
 def test_a_stream_that_stalls_comes_back_by_the_stamp_that_it_had():
     """Nothing of it is lost, it only comes later than anybody waits for."""
     air = Air(seconds=3.2)
