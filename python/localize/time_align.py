@@ -135,7 +135,7 @@ class time_align(gr.basic_block):
                 if source is not None:
                     self._sources[receiver].append((tag.offset, source))
             elif pmt.eq(tag.key, tags.TIME_ERROR) and pmt.is_number(tag.value):
-                self.aligner.describe(receiver, time_error_s=pmt.to_double(tag.value))
+                self.aligner.doubt(receiver, tag.offset, pmt.to_double(tag.value))
             elif pmt.eq(tag.key, tags.LENGTH) and pmt.is_uint64(tag.value):
                 self.aligner.describe(receiver, length=pmt.to_uint64(tag.value))
             elif pmt.eq(tag.key, tags.RX_FREQ):

@@ -178,10 +178,8 @@ class Aligner:
             for stream, here in zip(self._streams, self.present, strict=True)
         )
 
-    def describe(
-        self, stream: int, *, rate_hz: float | None = None, time_error_s: float | None = None, length: int | None = None
-    ) -> None:
-        """What a stream says of itself: its rate, the standard error of all its tags together, its length in samples.
+    def describe(self, stream: int, *, rate_hz: float | None = None, length: int | None = None) -> None:
+        """What a stream says of itself: its rate, its length in samples.
 
         The rate of a fitted clock counts until the stream is acquired. Raises SourceError for a rate too far from the
         grid's.
@@ -189,14 +187,17 @@ class Aligner:
         own = self._streams[stream]
         if rate_hz is not None:
             self._take_tags(stream, [RateTag(own.seen, rate_hz)])
-        if time_error_s is not None:
-            own.time_error_s = time_error_s
         if length is not None:
             own.length = length
 
     def retune(self, stream: int, index: int) -> None:
         """Sample `index`, which `push` has not taken yet, is the first that a stream hears at another frequency."""
         self._streams[stream].retunes.append(index)
+
+    def doubt(self, stream: int, index: int, time_error_s: float) -> None:
+        """From sample `index` on, which `push` has not taken yet, all of a stream's tags together have this standard
+        error."""
+        self._streams[stream].time_errors.append((index, time_error_s))
 
     def end(self, stream: int) -> None:
         """Nothing will follow what `push` has taken of this stream."""

@@ -58,7 +58,7 @@ class Stream:
         self.buffer = SampleBuffer()
         self.seen = 0
         self.length: int | None = None
-        self.time_error_s = 0.0
+        self.time_errors: deque[tuple[int, float]] = deque()
         self.error_s = 0.0
         self.retunes: deque[int] = deque()
         self.retuned = False
@@ -72,6 +72,7 @@ class Stream:
         self._patience = patience
         self._fills = False
         self._floor = 0
+        self._time_error_s = 0.0
 
     @property
     def ended(self) -> bool:
@@ -104,7 +105,7 @@ class Stream:
 
     def measure(self) -> None:
         """Look how good its times are now."""
-        self.error_s = math.hypot(self.line.pieces[0].segments[0].error_s, self.time_error_s)
+        self.error_s = math.hypot(self.line.pieces[0].segments[0].error_s, self._time_error_s)
 
     def advance(self) -> None:
         """Take note of what has come."""
@@ -211,6 +212,9 @@ class Stream:
             self.buffer.drop(self.line.needed)
         if late:
             self.late_samples += self.buffer.first - before
+        reached = self.source(grid) if self.line.pieces else self.buffer.first
+        while self.time_errors and self.time_errors[0][0] <= reached:
+            _, self._time_error_s = self.time_errors.popleft()
 
     @property
     def _is_taken_back(self) -> bool:

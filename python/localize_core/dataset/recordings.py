@@ -342,12 +342,9 @@ def _chunks(recordings: list[Recording], sample_rate_hz: float, *, dry: bool = F
     tags = [_tags(recording) for recording in recordings]
     pushed = [0] * len(recordings)
     for stream, recording in enumerate(recordings):
-        aligner.describe(
-            stream,
-            rate_hz=recording.sample_rate_hz,
-            time_error_s=recording.time_error_ns * 1e-9 if recording.time_valid else None,
-            length=len(recording),
-        )
+        aligner.describe(stream, rate_hz=recording.sample_rate_hz, length=len(recording))
+        if recording.time_valid:
+            aligner.doubt(stream, 0, recording.time_error_ns * 1e-9)
     while True:
         while (block := aligner.pull(CHUNK, dry=dry)) is not None:
             times = [(0, block.time)] if block.marked and block.time is not None else []

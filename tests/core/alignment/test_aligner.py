@@ -342,10 +342,28 @@ def test_of_two_tags_on_a_sample_the_later_counts():
 
 def test_what_the_tags_are_known_to_be_off_by_counts():
     aligner = Aligner(1, RATE, acquire_s=1.0)
-    aligner.describe(0, time_error_s=250e-9)
+    aligner.doubt(0, 0, 250e-9)
     stream = Stream(2.0)
     aligner.push(0, stream.samples, stream.tags)
     assert aligner.pull(100).alignment.residual_ns == pytest.approx(250.0, abs=0.1)
+
+
+@pytest.mark.parametrize("clocks", ["fitted", "trusted"])
+def test_what_the_tags_are_off_counts_from_its_sample_on(clocks):
+    """Said long before that sample's turn, as it is where samples wait for those of others."""
+    aligner, stream, told = Aligner(1, RATE, acquire_s=0.5, clocks=clocks), Stream(4.0), {}
+    later = round(2.5 * RATE)
+    for index, error_s in ((0, 250e-9), (later, 800e-9)):
+        aligner.doubt(0, index, error_s)
+    for first in range(0, len(stream.samples), 4000):
+        tags = [tag for tag in stream.tags if first <= tag.index < first + 4000]
+        aligner.push(0, stream.samples[first : first + 4000], tags)
+        while (block := aligner.pull(1 << 16)) is not None:
+            if block.marked:
+                told[block.sources[0]] = block.alignment.residual_ns
+    assert min(told) < later < max(told)
+    for source, residual_ns in told.items():
+        assert residual_ns == pytest.approx(250.0 if source < later else 800.0, abs=1.0)
 
 
 SCENE = [

@@ -183,6 +183,10 @@ def test_clocks_are_found_and_followed(air, settings, limit_ns):
         if heard.wander_s == 0.0:
             assert status.drift_ppm - result.clock.status[base].drift_ppm == pytest.approx(true, abs=0.1)
         assert status.residual_ns < 12.0 * limit_ns
+        stamped_s = (heard.times_s.shape[1] - 1) / RATE_HZ  # all stamps begin at 0
+        behind_s = heard.times_s[:, -1] - stamped_s
+        known_s = status.offset_s - result.clock.status[base].offset_s
+        assert known_s == pytest.approx(behind_s[stream] - behind_s[base], abs=4e-5)
 
 
 def test_lines_are_continuous_and_rates_theirs():
