@@ -34,34 +34,15 @@ from localize_benchmarks import redis_server, rtl_tcp_server
 from localize_benchmarks.flowgraphs import free_endpoint
 from localize_benchmarks.machine import Busy, describe
 from localize_benchmarks.process import start_app, start_python
+from localize_benchmarks.stations import PLACES, heard, rtl_tcp, station_text
 from localize_core.errors import LocalizeError
 from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.serving.control import send_command
-from localize_core.simulation.config import SceneConfig
-from localize_core.simulation.scene import Scene
-from localize_core.station.config import parse_station
 
 RATE_HZ = 100e3
 WINDOW_S = 0.5
 LOOP_S = 4.0
-EMITTER = (45.0781, 7.6703)
-PLACES = [("north", 45.10, 7.69), ("east", 45.07, 7.75), ("south", 45.03, 7.69), ("west", 45.07, 7.63)]
-STATION = """
-[station]
-name = "soak"
-sample_rate_hz = {rate_hz}
-frequency_hz = 433.92e6
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-channels = ["log_mel"]
-window_s = {window_s}
-[propagation]
-level_dbfs_at_1km = -30.0
+TABLES = """
 [model]
 uri = "{model}"
 min_confidence = {min_confidence}
@@ -74,7 +55,6 @@ file = {{ path = "fixes.jsonl" }}
 zmq = {{ endpoint = "{zmq}" }}
 redis = {{ url = "{redis}", capacity = 100 }}
 """
-
 SERVICE = {"MALLOC_ARENA_MAX": "2"}
 """As in the unit that is shipped."""
 FIRST_FIX_S = 120.0
@@ -158,8 +138,9 @@ class Soak:
         self.redis = redis_server.RedisServer(folder)
         self.redis.start()
         stack.callback(self.redis.stop)
+        played = heard(rate_hz=RATE_HZ, bandwidth_hz=40e3, duration_s=LOOP_S, seed=seed)
         epoch = time.monotonic()
-        self.servers = [rtl_tcp_server.RtlTcpServer(samples, epoch=epoch) for samples in heard(seed)]
+        self.servers = [rtl_tcp_server.RtlTcpServer(samples, epoch=epoch) for samples in played]
         for server in self.servers:
             stack.callback(server.close)
         self.control, self.zmq = free_endpoint(), free_endpoint()
@@ -283,33 +264,14 @@ class Soak:
         return f"min_confidence {self._confidence:g}"
 
     def _write(self, model: str = "model.onnx") -> None:
-        text = STATION.format(
-            rate_hz=RATE_HZ, window_s=WINDOW_S, min_confidence=self._confidence, model=model,
+        sources = rtl_tcp([server.address for server in self.servers])
+        text = station_text(sources, name="soak", rate_hz=RATE_HZ, window_s=WINDOW_S) + TABLES.format(
+            min_confidence=self._confidence, model=model,
             control=self.control, zmq=self.zmq, http=self.http, redis=self.redis.url,
         )  # fmt: skip
         draft = self._folder / "station.draft"
-        draft.write_text(text + receivers([server.address for server in self.servers]))
+        draft.write_text(text)
         draft.replace(self._folder / "station.toml")
-
-
-def receivers(addresses: list[str]) -> str:
-    return "".join(
-        f'[[receiver]]\nname = "{name}"\nlatitude = {latitude}\nlongitude = {longitude}\n'
-        f'source = {{ kind = "rtl-tcp", address = "{address}", gain_db = 30.0 }}\n'
-        for (name, latitude, longitude), address in zip(PLACES, addresses, strict=True)
-    )
-
-
-def heard(seed: int) -> np.ndarray:
-    """What each place hears of the emitter in LOOP_S: complex, (place, sample)."""
-    text = STATION.format(
-        rate_hz=RATE_HZ, window_s=WINDOW_S, min_confidence=0.0, model="compiled", control="tcp://127.0.0.1:5556",
-        zmq="tcp://127.0.0.1:5555", http=8080, redis="redis://127.0.0.1:6379/0",
-    )  # fmt: skip
-    station = parse_station(text + receivers([f"h:{port}" for port in range(1, 5)]), folder=Path())
-    config = SceneConfig(bandwidth_hz=40e3, track=[list(EMITTER)], seed=seed)
-    scene = Scene(config, station.receiver, sample_rate_hz=RATE_HZ, frequency_hz=433.92e6)
-    return np.stack(scene.samples(0, int(LOOP_S * RATE_HZ)))
 
 
 @dataclass

@@ -6,16 +6,17 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import zmq
+from localize_apps.commands import not_followed
 from localize_apps.main import main
+from localize_benchmarks.process import start_app
+from localize_benchmarks.stations import SCENE, SIMULATED, station_text
 from localize_core.errors import ConfigError, UnavailableError
 from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.serving.control import ControlServer, parse_command, send_command
@@ -23,32 +24,8 @@ from localize_core.serving.engine import Engine
 from localize_core.serving.settings import ServingSettings
 from localize_core.station.config import parse_station
 
-STATION = """
-[station]
-name = "one"
-sample_rate_hz = 20e3
-frequency_hz = 433.92e6
-[[receiver]]
-name = "only"
-latitude = 45.069
-longitude = 7.6933
-source = { kind = "scene" }
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-window_s = 0.1
-[propagation]
-level_dbfs_at_1km = -30.0
-[scene]
-bandwidth_hz = 5e3
-track = [[45.0781, 7.6703]]
-"""
+STATION = station_text([SIMULATED], name="one") + SCENE
 WAIT_S = 60.0
-COMMAND = [sys.executable, "-m", "localize_apps.main"]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +37,12 @@ def compiled(tmp_path_factory, model_cache) -> Path:
 
 
 @pytest.fixture
-def folder(compiled, tmp_path, monkeypatch) -> Path:
-    """A station whose model is the file model.onnx, version 1, and which takes commands at `control`."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(compiled, tmp_path)
-    station = f'{STATION}[model]\nuri = "model.onnx"\npoll_s = 0\n[control]\nendpoint = "ipc://{tmp_path}/control"\n'
-    (tmp_path / "station.toml").write_text(station)
-    return tmp_path
+def folder(compiled, folder) -> Path:
+    """With a station whose model is the file model.onnx, version 1, and which takes commands at `control`."""
+    shutil.copy(compiled, folder)
+    station = f'{STATION}[model]\nuri = "model.onnx"\npoll_s = 0\n[control]\nendpoint = "ipc://{folder}/control"\n'
+    (folder / "station.toml").write_text(station)
+    return folder
 
 
 def write_version(path: Path, version: str, *, to: Path | None = None) -> None:
@@ -80,49 +56,19 @@ def write_version(path: Path, version: str, *, to: Path | None = None) -> None:
     draft.replace(to or path)
 
 
-class Running:
-    """A station as a process, whose fixes are read as they come."""
-
-    def __init__(self, folder: Path) -> None:
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*COMMAND, "-v", "run", "station.toml", "--json"], stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        self.fixes: list[dict[str, Any]] = []
-        self.ended = False
-        self._came = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._came:
-                self.fixes.append(json.loads(line))
-                self._came.notify_all()
-        with self._came:
-            self.ended = True
-            self._came.notify_all()
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        with self._came:
-            assert self._came.wait_for(lambda: condition() or self.ended, WAIT_S), self.log.read_text()
-        assert condition(), self.log.read_text()
-
-    def wait_for_version(self, version: str) -> None:
-        self.wait_for(lambda: bool(self.fixes) and self.fixes[-1]["model"]["version"] == version)
+def wait_for_version(running: Any, version: str) -> None:
+    running.until(lambda: running.fixes and running.fixes[-1].model.version == version)
 
 
 @pytest.fixture
-def running(folder) -> Iterator[Running]:
-    station = Running(folder)
-    station.wait_for_version("1")
+def running(start) -> Iterator[Any]:
+    station = start("-v", "run", "station.toml")
+    wait_for_version(station, "1")
     yield station
-    station.process.send_signal(signal.SIGTERM)
-    assert station.process.wait(WAIT_S) == 0, station.log.read_text()
-    sequences = [fix["sequence"] for fix in station.fixes]
+    assert station.end() == 0, station.log
+    sequences = [fix.sequence for fix in station.fixes]
     assert sequences == sorted(set(sequences))
-    assert sequences[-1] + 1 == len(sequences) + sum(fix["dropped_windows"] for fix in station.fixes)
+    assert sequences[-1] + 1 == len(sequences) + sum(fix.dropped_windows for fix in station.fixes)
 
 
 def test_commands_from_another_terminal(folder, running, capsys):
@@ -134,21 +80,20 @@ def test_commands_from_another_terminal(folder, running, capsys):
         shown = capsys.readouterr()
         return code, shown.out or shown.err
 
-    command = [*COMMAND, "control", "info", *endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT_S)
-    assert done.stderr == ""
-    shown = done.stdout
+    with start_app("control", "info", *endpoint, stderr=subprocess.PIPE) as other:
+        shown, errors = other.communicate(timeout=WAIT_S)
+    assert (other.returncode, errors) == (0, "")
     assert shown.startswith("ready\n")
     assert "champion" in shown
     write_version(folder / "model.onnx", "2")
     code, shown = control("reload", "--json")
     assert (code, json.loads(shown)["version"]) == (0, "2")
     assert json.loads(shown)["arms"]["champion"]["held"] is False
-    running.wait_for_version("2")
+    wait_for_version(running, "2")
     code, shown = control("rollback")
     assert code == 0
     assert f"held: {folder}/model.onnx names " in shown
-    running.wait_for_version("1")
+    wait_for_version(running, "1")
     (folder / "model.onnx").write_bytes(b"nothing")
     code, shown = control("reload")
     assert code == 2
@@ -165,25 +110,50 @@ def test_commands_from_another_terminal(folder, running, capsys):
 def test_hangup_reads_model_and_station_file_again(folder, compiled, running):
     write_version(folder / "model.onnx", "2")
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for_version("2")
-    warnings = [line for line in running.log.read_text().splitlines() if " WARNING " in line]
+    wait_for_version(running, "2")
+    warnings = [line for line in running.log.splitlines() if " WARNING " in line]
     assert len(warnings) == 1  # of the change, and of nothing else
     assert "status: ready, compiled-one version 2 (" in warnings[0]
 
     (folder / "model.onnx").write_bytes(b"nothing")  # a bad model changes nothing
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for(lambda: "going on with the model that serves" in running.log.read_text())
-    running.wait_for_version("2")
+    running.until(lambda: "going on with the model that serves" in running.log)
+    wait_for_version(running, "2")
 
     write_version(compiled, "3", to=folder / "other.onnx")
     text = (folder / "station.toml").read_text()
     (folder / "station.toml").write_text(text.replace('"model.onnx"', '"other.onnx"'))
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for_version("3")
+    wait_for_version(running, "3")
+    (folder / "station.toml").write_text(
+        text.replace('"model.onnx"', '"other.onnx"\npeaks = 2').replace("window_s = 0.1", "window_s = 0.2")
+    )
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "a restart is needed for [features], model.peaks, left as it was" in running.log)
     (folder / "station.toml").write_text("not TOML")
     running.process.send_signal(signal.SIGHUP)
-    running.wait_for(lambda: "going on as before" in running.log.read_text())
-    running.wait_for_version("3")
+    running.until(lambda: "going on as before" in running.log)
+    wait_for_version(running, "3")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "left"),
+    [
+        ("[scene]", "[model]\nmin_confidence = 0.1\npoll_s = 5\n[scene]", []),
+        ("[scene]", "[model]\npeaks = 2\n[scene]", ["model.peaks"]),
+        (
+            "[scene]",
+            "[model]\nprobability = 0.5\nqueue = { windows = 2 }\n[scene]",
+            ["model.probability", "model.queue"],
+        ),
+        ("rows = 32", "rows = 64", ["[features]"]),
+        ("[scene]", "[metrics]\n[scene]\nseed = 2", ["[metrics]", "[scene]"]),
+    ],
+)
+def test_what_an_engine_cannot_follow(old, new, left):
+    before, wanted = (parse_station(text, folder=Path()) for text in (STATION, STATION.replace(old, new)))
+    assert not_followed(before, before) == []
+    assert not_followed(before, wanted) == left
 
 
 @pytest.mark.parametrize(

@@ -14,39 +14,20 @@ from typing import Any
 import pytest
 import zmq
 from localize_apps.main import main
+from localize_benchmarks.stations import station_text
 from localize_core.resources import shared_file
 
-LIVE = """
-[station]
-name = "live"
-sample_rate_hz = 20e3
-frequency_hz = 433.92e6
-[[receiver]]
-name = "only"
-latitude = 45.069
-longitude = 7.6933
-source = { kind = "rtl-tcp", address = "127.0.0.1:9" }
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-window_s = 0.1
-[propagation]
-level_dbfs_at_1km = -30.0
-"""
+NOBODY = 'kind = "rtl-tcp", address = "127.0.0.1:9"'
+LIVE = station_text([NOBODY], name="live")
 Look = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache, capsys) -> Look:
+def look(folder: Path, capsys) -> Look:
     """The dry run of a station: exit code and what --json says."""
-    monkeypatch.chdir(tmp_path)
 
     def looked(text: str, *options: str) -> tuple[int, dict[str, Any]]:
-        (tmp_path / "station.toml").write_text(text)
+        (folder / "station.toml").write_text(text)
         code = main(["run", "--dry-run", "--json", "station.toml", *options])
         captured = capsys.readouterr()
         assert captured.err == ""
@@ -85,7 +66,7 @@ def test_lines_for_people(look, capsys):
     (Path.cwd() / "people.toml").write_text(LIVE)
     assert main(["run", "--dry-run", "people.toml"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "station live: only (rtl-tcp 127.0.0.1:9), 433.92 MHz, 20000 samples/s"
+    assert lines[0] == "station live: north (rtl-tcp 127.0.0.1:9), 433.92 MHz, 20000 samples/s"
     assert re.fullmatch(
         r"model compiled-live version 1 \([0-9a-f]{12}\) from compiled, golden vector answered", lines[1]
     )
@@ -167,17 +148,15 @@ def test_a_station_file_that_cannot_be_read(look):
 
 
 def test_a_window_that_cannot_work_beside_a_missing_source(look):
-    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
-    code, found = look(LIVE.replace(source, "").replace("window_s = 0.1", "window_s = 0.01"))
+    code, found = look(LIVE.replace(f"source = {{ {NOBODY} }}", "").replace("window_s = 0.1", "window_s = 0.01"))
     assert code == 2
     errors = messages(found, "error")
-    assert errors["source"].startswith("receiver only: source is missing")
+    assert errors["source"].startswith("receiver north: source is missing")
     assert errors["model"].startswith("features.window_s=0.01: holds")
 
 
 def test_a_driver_that_is_not_here(look):
-    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
-    code, found = look(LIVE.replace(source, 'source = { kind = "soapy", args = "driver=nothing" }'))
+    code, found = look(station_text(['kind = "soapy", args = "driver=nothing"'], name="live"))
     assert code == 2
     (driver,) = (each for each in found["findings"] if each["check"] == "radios")
     assert "soapy" in driver["message"].lower()
@@ -185,11 +164,7 @@ def test_a_driver_that_is_not_here(look):
 
 
 def test_recordings_that_cannot_be_read(look, tmp_path):
-    sources = [f'source = {{ kind = "kiwi-wav", path = "{name}.wav" }}' for name in "ab"]
-    one = LIVE.split("[[receiver]]")[1].split("[area]")[0]
-    source = 'source = { kind = "rtl-tcp", address = "127.0.0.1:9" }'
-    two = one.replace("only", "other").replace(source, sources[1]).replace("45.069", "45.1")
-    text = LIVE.replace(source, sources[0]).replace("[area]", f"[[receiver]]{two}[area]")
+    text = station_text([f'kind = "kiwi-wav", path = "{name}.wav"' for name in "ab"], name="recorded")
     for name in "ab":
         (tmp_path / f"{name}.wav").write_bytes(b"RIFF")
     code, found = look(text)

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ import zmq
 from localize_apps.keys import make_keys
 from localize_apps.main import main
 from localize_apps.runner import run_station
+from localize_benchmarks.process import start_app
+from localize_benchmarks.stations import SCENE, SIMULATED, station_text
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError, PublishError
 from localize_core.geodesy import GEOD
@@ -33,42 +34,15 @@ from localize_core.wire.cot import fix_to_cot
 from localize_core.wire.fix_json import fix_from_json
 from localize_core.wire.geojson import fix_to_geojson
 
-STATION = """
-[station]
-name = "one"
-sample_rate_hz = 20e3
-frequency_hz = 433.92e6
-[[receiver]]
-name = "only"
-latitude = 45.069
-longitude = 7.6933
-source = { kind = "scene" }
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-window_s = 0.1
-[propagation]
-level_dbfs_at_1km = -30.0
-[scene]
-bandwidth_hz = 5e3
-track = [[45.0781, 7.6703]]
-[publish]
-file = { path = "fixes.jsonl" }
-"""
-COMMAND = [sys.executable, "-m", "localize_apps.main"]
 WAIT_S = 60.0
+STATION = station_text([SIMULATED], name="one") + SCENE + '[publish]\nfile = { path = "fixes.jsonl" }\n'
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_cache) -> Path:
-    """The working directory of a run, with the station in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "station.toml").write_text(STATION)
-    return tmp_path
+def folder(folder) -> Path:
+    """With the station in it."""
+    (folder / "station.toml").write_text(STATION)
+    return folder
 
 
 @pytest.fixture
@@ -81,22 +55,13 @@ def write(folder: Path, old: str, new: str) -> None:
     (folder / "station.toml").write_text(STATION.replace(old, new))
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=WAIT_S)
-
-
-def published(folder: Path) -> list[Fix]:
-    return [fix_from_json(line) for line in (folder / "fixes.jsonl").read_text().splitlines()]
-
-
-def test_json_alone_on_standard_output_with_all_there_is_to_log(folder):
-    done = call("-vv", "run", "station.toml", "--fast", "--json", "--duration", "1.05")
-    assert done.returncode == 0, done.stderr
-    fixes = [fix_from_json(line) for line in done.stdout.splitlines()]
-    assert [fix.sequence for fix in fixes] == list(range(10))
-    assert "status" in done.stderr  # the log is somewhere else
-    assert published(folder) == fixes
-    assert all(fix.status == "ok" for fix in fixes)
+def test_json_alone_on_standard_output_with_all_there_is_to_log(start, published):
+    run = start("-vv", "run", "station.toml", "--fast", "--duration", "1.05")
+    assert run.wait() == 0, run.log
+    assert [fix.sequence for fix in run.fixes] == list(range(10))
+    assert "status" in run.log  # which is somewhere else
+    assert published() == run.fixes
+    assert all(fix.status == "ok" for fix in run.fixes)
 
 
 def test_lines_for_people_and_a_quiet_log(folder, capsys):
@@ -107,8 +72,8 @@ def test_lines_for_people_and_a_quiet_log(folder, capsys):
 
 
 def test_whoever_has_seen_enough_may_close_the_pipe(folder):
-    arguments = [*COMMAND, "run", "station.toml", "--fast", "--json"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    arguments = ("run", "station.toml", "--fast", "--json")
+    with start_app(*arguments, stderr=subprocess.PIPE) as process:
         fix_from_json(process.stdout.readline())
         process.stdout.close()
         assert process.wait(WAIT_S) == 0
@@ -116,27 +81,23 @@ def test_whoever_has_seen_enough_may_close_the_pipe(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_live_run_and_nothing_is_lost(folder, number):
-    arguments = [*COMMAND, "run", "station.toml", "--json"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(3)]
-        process.send_signal(number)
-        rest, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors
-    assert errors == ""
-    fixes = [fix_from_json(line) for line in [*lines, *rest.splitlines()]]
-    assert [fix.sequence for fix in fixes] == list(range(len(fixes)))
-    assert published(folder) == fixes
+def test_a_signal_ends_a_live_run_and_nothing_is_lost(start, published, number):
+    run = start("run", "station.toml")
+    run.more(3)
+    assert run.end(number) == 0, run.log
+    assert run.log == ""
+    assert [fix.sequence for fix in run.fixes] == list(range(len(run.fixes)))
+    assert published() == run.fixes
 
 
-def test_a_live_run_of_a_set_length_loses_nothing(folder, station):
+def test_a_live_run_of_a_set_length_loses_nothing(station, published):
     fixes: list[Fix] = []
     result = run_station(station, on_fix=fixes.append, duration_s=0.65)
     assert (result.failure, result.fixes, result.dropped_windows) == (None, 6, 0)
-    assert published(folder) == fixes
+    assert published() == fixes
 
 
-def test_a_slow_listener_gets_what_was_answered_before_the_end(folder, station):
+def test_a_slow_listener_gets_what_was_answered_before_the_end(station, published):
     """The windows that wait when the stop comes are answered, delivered and published first."""
     stopped, fixes = threading.Event(), []
 
@@ -148,7 +109,7 @@ def test_a_slow_listener_gets_what_was_answered_before_the_end(folder, station):
     result = run_station(station, on_fix=slow, stopped=stopped)
     assert result.failure is None
     assert len(fixes) == result.fixes > 0
-    assert published(folder) == fixes
+    assert published() == fixes
 
 
 # failures
@@ -229,17 +190,16 @@ def test_a_sink_that_raises(station, monkeypatch):
 
 def test_a_source_that_raises(station, monkeypatch):
     samples = Scene.samples
+    fixes: list[Fix] = []
 
     def breaking(self: Scene, first: int, count: int) -> np.ndarray:
-        if first > 10_000:
+        if fixes:
             raise OSError("the antenna has fallen down")
         return samples(self, first, count)
 
     monkeypatch.setattr(Scene, "samples", breaking)
-    fixes: list[Fix] = []
     result = run_station(station, on_fix=fixes.append, live=False)
     assert isinstance(result.failure, OSError)
-    assert fixes
 
 
 def test_inference_that_raises(station, monkeypatch):
@@ -266,18 +226,21 @@ def test_a_status_listener_hears_of_the_model(station):
     assert statuses[0]["model"] == "compiled-one"
 
 
-def test_a_simulation_that_runs_again_is_answered_by_redis(folder, start_redis, capsys):
+def test_a_simulation_that_runs_again_is_answered_by_redis(folder, start, start_redis, capsys):
     """This process and another have nothing in common but that; a run in real time infers all the same."""
     write(folder, "[publish]", f'[cache]\nredis = "{start_redis().url}"\n[publish]')
-    command = ["run", "station.toml", "--json", "--duration", "1.05"]
-    assert main([*command, "--fast"]) == 0
-    said = [capsys.readouterr()]
-    done = call(*command, "--fast")
-    assert done.returncode == 0
-    assert main(command) == 0
-    said += [(done.stdout, done.stderr), capsys.readouterr()]
-    assert [err for _, err in said] == ["", "", ""]
-    found = [[fix_from_json(line) for line in out.splitlines()] for out, _ in said]
+    command = ("run", "station.toml", "--duration", "1.05")
+
+    def here(*options: str) -> list[Fix]:
+        assert main([*command, *options, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return [fix_from_json(line) for line in out.splitlines()]
+
+    found = [here("--fast")]
+    other = start(*command, "--fast")
+    assert (other.wait(), other.log) == (0, "")
+    found += [other.fixes, here()]
     assert [[fix.cache_hit for fix in fixes] for fixes in found] == [[False] * 10, [True] * 10, [False] * 10]
     assert [fix.position for fix in found[0]] == [fix.position for fix in found[1]]
 
@@ -308,7 +271,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], code: 
         ('name = "one"', 'name = "one"\ncolour = "red"', "station.colour"),
         ("window_s = 0.1", "window_s = 0.01", "features.window_s=0.01: holds"),
         ("rows = 32", "rows = 33", "33"),
-        ('source = { kind = "scene" }', "", "receiver only.source: missing"),
+        ('source = { kind = "scene" }', "", "receiver north.source: missing"),
         ("[scene]", '[model]\nuri = "none.onnx"\n[scene]', "none.onnx: cannot be read"),
         ("[publish]", '[publish]\nzmq = { endpoint = "carrier pigeon" }', "carrier pigeon"),
         ("track = [[45.0781, 7.6703]]", "track = []", "scene.track"),

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 from localize_apps.systemd import Notifier, ServiceReport, summary
-
-from tests.apps.test_run import STATION
+from localize_benchmarks.stations import SCENE, SIMULATED, station_text
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd" / "gr-localize@.service"
@@ -76,10 +75,10 @@ def one_manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_cache) -> Path:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "station.toml").write_text(STATION)
-    return tmp_path
+def folder(folder) -> Path:
+    """With a station in it."""
+    (folder / "station.toml").write_text(station_text([SIMULATED], name="one") + SCENE)
+    return folder
 
 
 def status(progress: int, **changes: Any) -> dict[str, Any]:
