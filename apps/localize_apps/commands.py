@@ -21,24 +21,36 @@ log = logging.getLogger(__name__)
 
 IMPATIENT_S = 0.5
 """A signal that comes sooner after the first is taken for the same: `timeout`, for one, sends two."""
+FIXED = ("probability", "peaks", "max_in_flight", "queue")
+"""Keys of `[model]` that stay what they are while an engine runs."""
+
+
+def not_followed(station: Station, wanted: Station) -> list[str]:
+    """What an engine that runs `station` cannot follow of `wanted`: tables as `[name]`, keys as `model.key`."""
+    tables = [name for name in type(station).model_fields if name != "model"]
+    return [
+        *(f"[{name}]" for name in tables if getattr(station, name) != getattr(wanted, name)),
+        *(f"model.{key}" for key in FIXED if getattr(station.model, key) != getattr(wanted.model, key)),
+    ]
 
 
 def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
-    """Have the engine go over to the `[model]` that is wanted. Returns the station that runs then."""
+    """Have the engine go over to the `[model]` that is wanted, but for FIXED. Returns the station that runs then."""
+    model = wanted.model.model_copy(update={key: getattr(station.model, key) for key in FIXED})
 
     def tell(done: Future[None]) -> None:
         error = done.exception()
         if error is None:
-            engine.set_min_confidence(wanted.model.min_confidence)
+            engine.set_min_confidence(model.min_confidence)
             log.info("reload: done")
         else:
             log.error("reload: going on with the model that serves: %s", error)
 
     try:
-        engine.configure(wanted.model).add_done_callback(tell)
+        engine.configure(model).add_done_callback(tell)
     except ConfigError as error:  # the streams are ending
         log.error("reload: %s", error)
-    return station.model_copy(update={"model": wanted.model})
+    return station.model_copy(update={"model": model})
 
 
 @contextmanager

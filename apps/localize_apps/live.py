@@ -18,7 +18,7 @@ from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
-from localize_apps.commands import controlled, reload_model, signals
+from localize_apps.commands import controlled, not_followed, reload_model, signals
 from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
 from localize_apps.outlets import OnServing, outlets
 
@@ -360,10 +360,6 @@ class _Sink:
 
 def _takes_a_graph(station: Station, wanted: Station) -> bool:
     """Whether more has changed than an engine can follow while it runs."""
-    if wanted.model_copy(update={"model": station.model}) != station:
-        return True
-    fixed = ("probability", "max_in_flight", "queue", "fallback")
     now, then = station.model, wanted.model
-    return any(getattr(now, key) != getattr(then, key) for key in fixed) or (
-        then.uri == "compiled" and now.uri != "compiled"
-    )
+    to_compiled = then.uri == "compiled" and now.uri != "compiled"
+    return bool(not_followed(station, wanted)) or now.fallback != then.fallback or to_compiled

@@ -12,7 +12,7 @@ from localize_core.errors import ConfigError, LocalizeError
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
-from localize_apps.commands import controlled, reload_model, signals
+from localize_apps.commands import controlled, not_followed, reload_model, signals
 from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
 from localize_apps.live import ALIVE_S, STOP_S, run_live
 from localize_apps.outlets import OnServing, outlets
@@ -128,10 +128,6 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
     except ConfigError as error:
         log.error("reload: going on as before: %s", error)
         return station
-    if wanted.model_copy(update={"model": station.model}) != station:
-        log.warning("reload: only [model] takes effect while the station runs; the rest takes a restart")
-    if wanted.model.probability != station.model.probability:
-        log.warning("reload: model.probability takes a restart")
-    if (wanted.model.max_in_flight, wanted.model.queue) != (station.model.max_in_flight, station.model.queue):
-        log.warning("reload: how many windows wait and are answered at a time takes a restart")
+    if left := not_followed(station, wanted):
+        log.warning("reload: a restart is needed for %s, left as it was", ", ".join(left))
     return reload_model(graph.localizer.engine, station, wanted)
