@@ -11,7 +11,7 @@ from typing import Any
 from gnuradio import gr
 from localize_core.errors import ConfigError
 from localize_core.receivers.host_clock import WallClock
-from localize_core.receivers.stream_buffer import StreamBuffer
+from localize_core.receivers.stream_buffer import BufferGroup, StreamBuffer
 from localize_core.receivers.supervisor import Supervisor
 from localize_core.station.config import Station, StationTable
 from localize_core.station.sources import Device, devices_of
@@ -95,11 +95,17 @@ class _Watched:
     """A device with its supervisor and the buffers of its receivers."""
 
     def __init__(
-        self, device: Device, table: StationTable, wall: WallClock, on_change: Callable[[], None], radio_of: OpenRadio
+        self,
+        device: Device,
+        table: StationTable,
+        group: BufferGroup,
+        wall: WallClock,
+        on_change: Callable[[], None],
+        radio_of: OpenRadio,
     ) -> None:
         self.device, self.table = device, table
         capacity = min(max(round(BUFFER_S * table.sample_rate_hz), 2), MOST_BUFFER)
-        self.buffers = [StreamBuffer(capacity) for _ in device.receivers]
+        self.buffers = [StreamBuffer(capacity, group) for _ in device.receivers]
         self.supervisor = Supervisor(
             device.name, lambda: DeviceGraph(device, table, self.buffers, wall, radio_of), on_change
         )
@@ -129,6 +135,7 @@ class Receivers:
         radio_of: OpenRadio = open_radio,
     ) -> None:
         self._wall = WallClock() if before is None else before._wall
+        self._group = BufferGroup() if before is None else before._group
         kept = [] if before is None else before._watched
         self._watched: list[_Watched] = []
         self._fresh: list[_Watched] = []
@@ -136,7 +143,7 @@ class Receivers:
         for device in devices:
             watched = next((each for each in kept if each.serves(device, station.station)), None)
             if watched is None:
-                watched = _Watched(device, station.station, self._wall, on_change, radio_of)
+                watched = _Watched(device, station.station, self._group, self._wall, on_change, radio_of)
                 self._fresh.append(watched)
             self._watched.append(watched)
         self._replaced = [each for each in kept if each not in self._watched]

@@ -53,27 +53,39 @@ class StreamCount:
     overflows: int = 0
 
 
+class BufferGroup:
+    """Buffers that overflow together: `first` is the one that had no room first, as long as it has none."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.first: StreamBuffer | None = None
+
+
 class StreamBuffer:
     """Samples and marks, pushed by one thread and pulled by another.
 
     `capacity`: samples, 2 or more. What comes while they are full is dropped, until half of them have been pulled: a
     few long pieces are worth more than many short ones. The next sample then carries a restart, the number lost and,
     where it can be told, its time.
+
+    `group`: where streams that are pulled together come too fast, all lose the same span. While one of the group drops,
+    those that are more than half full do as well; one that ran empty meanwhile goes on, for the other is not pulled.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, group: BufferGroup | None = None) -> None:
         if capacity < 2:
             raise ValueError(f"capacity={capacity}: wanted 2 samples or more")
         self.capacity = capacity
+        self._group = BufferGroup() if group is None else group
         self._samples = np.zeros(capacity, np.complex64)
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(self._group.lock)
         self._count = StreamCount()
         self._marks: deque[Mark] = deque()  # index: number of the sample among all that were kept
         self._pushed = self._pulled = 0
         self._line = Mark(0)  # what holds for the next; index: number of the sample among all that were taken
         self._restarts = False  # the next sample that is kept does not follow the one before
         self._missing: int | None = 0  # between the two
-        self._overflowing = False
+        self._overflowing = self._follows = False  # of its own accord, or because another of the group does
 
     @property
     def count(self) -> StreamCount:
@@ -95,9 +107,9 @@ class StreamBuffer:
         `marks`: in the order of their indices, which are less than n.
         """
         with self._changed:
-            waiting = self._pushed - self._pulled
-            self._overflowing = self._overflowing and 2 * waiting > self.capacity
-            kept = 0 if self._overflowing else min(self.capacity - waiting, len(samples))
+            if len(samples):
+                self._look_around()
+            kept = 0 if self._overflowing else min(self.capacity - (self._pushed - self._pulled), len(samples))
             first = self._count.taken
             later = iter(marks)
             mark = next(later, None)
@@ -121,6 +133,30 @@ class StreamBuffer:
                 self._drop(dropped)
             self._changed.notify_all()
             return dropped
+
+    @property
+    def _is_half_full(self) -> bool:
+        return 2 * (self._pushed - self._pulled) > self.capacity
+
+    def _look_around(self) -> None:
+        """Begin or cease to drop, by how full this one and the others are."""
+        group = self._group
+        if group.first is not None and not group.first._is_half_full:
+            group.first = None
+        if self._follows and self._pushed == self._pulled:
+            group.first = None
+        goes_on = group.first is not None if self._follows else self._is_half_full
+        self._overflowing = self._overflowing and goes_on
+        if not self._overflowing:
+            self._follows = False
+            if group.first is not None and self._is_half_full:
+                self._overflow()
+
+    def _overflow(self) -> None:
+        if self._group.first is None:
+            self._group.first = self
+        self._overflowing, self._follows = True, self._group.first is not self
+        self._count = replace(self._count, overflows=self._count.overflows + 1)
 
     def _followed(self, mark: Mark, number: int) -> Mark:
         """Let the line go on from a mark on sample `number`. Returns the mark, with what is lost before it."""
@@ -168,12 +204,9 @@ class StreamBuffer:
         self._pushed += len(samples)
 
     def _drop(self, count: int) -> None:
-        self._count = replace(
-            self._count,
-            dropped=self._count.dropped + count,
-            overflows=self._count.overflows + (not self._overflowing),
-        )
-        self._overflowing = True
+        if not self._overflowing:
+            self._overflow()
+        self._count = replace(self._count, dropped=self._count.dropped + count)
         self._miss(count)
 
     def _miss(self, count: int | None) -> None:

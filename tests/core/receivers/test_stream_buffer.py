@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from localize_core.receivers.stream_buffer import Mark, StreamBuffer
+from localize_core.receivers.stream_buffer import BufferGroup, Mark, StreamBuffer
 from localize_core.types.time import shift_time
 
 RATE_HZ = 1000.0
@@ -173,6 +173,73 @@ def test_every_sample_has_its_own_time_whatever_is_dropped(capacity, steps):
         assert balanced(buffer)
     assert seen == sorted(set(seen))
     assert buffer.count.lost == 0
+
+
+def overloaded(buffers: list[StreamBuffer], pulls: list[int], rounds: int = 400) -> list[np.ndarray]:
+    """What comes out of buffers that get 10 samples at a time, and of which so many are pulled."""
+    found: list[list[np.ndarray]] = [[] for _ in buffers]
+    for number in range(rounds):
+        for buffer, pull, out in zip(buffers, pulls, found, strict=True):
+            marks = [beginning()] if number == 0 else []
+            buffer.push(ramp(10 * number, 10), marks)
+            out.append(pulled(buffer, pull)[0])
+            assert balanced(buffer)
+    for buffer, out in zip(buffers, found, strict=True):
+        out.append(pulled(buffer, buffer.capacity)[0])
+    return [np.concatenate(out) for out in found]
+
+
+def missing(samples: np.ndarray) -> list[tuple[int, int]]:
+    """First and last number of each span that is not there."""
+    ends = np.flatnonzero(np.diff(samples) != 1)
+    return [(int(samples[end]) + 1, int(samples[end + 1]) - 1) for end in ends]
+
+
+def test_receivers_that_are_pulled_together_lose_the_same_spans():
+    """One hears earlier, one later, and one has samples waiting from before."""
+    group = BufferGroup()
+    buffers = [StreamBuffer(200, group) for _ in range(4)]
+    for buffer, before in zip(buffers, (0, 7, 31, 18), strict=True):
+        buffer.push(ramp(-before, before))
+    spans = [missing(samples[samples >= 0]) for samples in overloaded(buffers, [7] * 4)]
+    assert len(spans[0]) > 3
+    for others in zip(*spans, strict=True):
+        for first, last in others:
+            assert abs(first - others[0][0]) <= 10
+            assert abs(last - others[0][1]) <= 10
+            assert last - first > 100
+    counts = [buffer.count for buffer in buffers]
+    assert [count.overflows for count in counts] == [len(own) for own in spans]
+    alone = [StreamBuffer(200) for _ in range(4)]
+    for buffer, before in zip(alone, (0, 7, 31, 18), strict=True):
+        buffer.push(ramp(-before, before))
+    apart = [missing(samples[samples >= 0]) for samples in overloaded(alone, [7] * 4)]
+    assert max(abs(own[0] - apart[0][0][0]) for own in (span[0] for span in apart)) > 20
+
+
+@pytest.mark.parametrize("dead", ["unheard", "never pulled", "gone"])
+def test_one_receiver_alone_costs_the_others_nothing(dead):
+    group = BufferGroup()
+    buffers = [StreamBuffer(200, group) for _ in range(3)]
+    if dead == "unheard":
+        overloaded(buffers[1:], [10, 10])
+    elif dead == "gone":  # full, and nobody asks for it any more
+        buffers[0].push(ramp(0, 300), [beginning()])
+        overloaded(buffers[1:], [10, 10])
+    else:
+        overloaded(buffers, [0, 10, 10])
+        assert buffers[0].count.overflows == 1
+    assert [buffer.count.dropped for buffer in buffers[1:]] == [0, 0]
+
+
+def test_who_is_not_pulled_holds_up_the_others_no_longer_than_they_have_samples():
+    group = BufferGroup()
+    stuck, slow = (StreamBuffer(200, group) for _ in range(2))
+    slow.push(ramp(-150, 150))
+    spans = missing(overloaded([stuck, slow], [0, 12])[1])
+    assert len(spans) == 1  # it was more than half full when the other overflowed
+    assert slow.count.overflows == 1
+    assert balanced(slow)
 
 
 def test_two_threads_lose_nothing():
