@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from localize_core.engine.frames import FeatureFrames, warmup_frames
 from localize_core.engine.locator import Locator, WindowContext
-from localize_core.engine.peaks import LEAST_MASS, are_one, basins, separation_m
+from localize_core.engine.peaks import LEAST_MASS, PeakEraser, are_one, basins, separation_m
 from localize_core.engine.windows import WindowAssembler
-from localize_core.geodesy import LocalFrame
+from localize_core.features.correlation import CorrelationConfig
+from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.compiled.compile import compile_model
-from localize_core.model.contract import LikelihoodGrid
+from localize_core.model.contract import Channel, LikelihoodGrid, Receiver
 from localize_core.model.onnx_model import OnnxModel
 from localize_core.simulation.scene import Scene
 from localize_core.station.config import Station
@@ -135,6 +136,40 @@ def locate(tmp_path_factory):
         return Locator(model, peaks=peaks).locate(window, context)
 
     return run
+
+
+@pytest.mark.parametrize("frequency_hz", [77.5e3, 433e6])
+def test_peaks_are_looked_for_along_the_ground_where_waves_follow_it(make_contract, frequency_hz):
+    """Over 3000 km the ground is 28 km longer than the straight line, which no wave of 433 MHz would come along."""
+    rate_hz, place = 1e6, (47.0, 8.0)
+    azimuths_deg, ground_m = [10.0, 100.0, 190.0, 280.0], np.array([2800e3, 2870e3, 2930e3, 3000e3])
+    longitude, latitude, _ = GEOD.fwd([place[1]] * 4, [place[0]] * 4, azimuths_deg, ground_m)
+    config = CorrelationConfig(rate_hz, 4, n_lags=2048)
+    names = [f"r{k}" for k in range(4)]
+    contract = make_contract(
+        4,
+        sample_rate_hz=rate_hz,
+        rows=config.n_lags,
+        frequency_hz=frequency_hz,
+        receivers=tuple(
+            Receiver(name=name, latitude=latitude[k], longitude=longitude[k]) for k, name in enumerate(names)
+        ),
+        channels=tuple(
+            Channel(feature="cross_correlation", receivers=(names[i], names[j]), parameters=config.as_dict())
+            for i, j in config.pairs
+        ),
+        likelihood=LikelihoodGrid(south=46.995, west=7.995, north=47.005, east=8.005, rows=48, columns=48),
+    )
+    straight_m = np.linalg.norm(LocalFrame(*place).to_enu_m(np.array(latitude), np.array(longitude), 0.0), axis=-1)
+    eraser, lags = PeakEraser(contract), np.arange(config.n_lags) - config.n_lags // 2
+    rng = np.random.default_rng(1)
+    for length_m, there in ((ground_m, frequency_hz < 30e6), (straight_m, frequency_hz > 30e6)):
+        expected = [(length_m[i] - length_m[j]) / SPEED_OF_LIGHT_MPS * rate_hz for i, j in config.pairs]
+        features = np.stack([np.exp(-0.5 * ((lags - lag) / 0.7) ** 2) for lag in expected])[:, :, None]
+        noisy = features + 0.05 * rng.standard_normal((len(config.pairs), config.n_lags, 8))
+        assert (eraser.focus(noisy) is not None) == there
+        left = eraser.erase(features, *place, 0.0, sigma_m=100.0).max(axis=(1, 2))
+        assert np.all((left < 0.1) == there)
 
 
 def off_m(position, place_m) -> float:
