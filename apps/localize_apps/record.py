@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from localize_core.recorder.sigmf_writer import (
     SAMPLE_BYTES,
     Limits,
 )
-from localize_core.recorder.twin import FIXES_FILE, write_twin
+from localize_core.recorder.station_recorder import StationRecorder
+from localize_core.recorder.stream_recorder import Account
+from localize_core.recorder.twin import FIXES_FILE, remove_twin, write_twin
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.station.config import Station, load_station
 from localize_core.station.engine import station_frames
@@ -62,34 +67,55 @@ class FolderRecorder:
     """Records into a folder what each graph of a station hears, in the form that `gr-localize run FOLDER` plays.
 
     `live`: whether samples are left out where the disk is too slow, or the streams wait. A graph that takes the place
-    of another begins anew, in a folder of its own inside. `limits` are for each receiver.
+    of another begins anew, in a folder of its own inside. `limits` are for each receiver, over all of these folders;
+    `max_bytes`, of all receivers together, is shared out among them, None for none. What a folder has for playing goes
+    with the last of its recordings, and its fixes stay.
     """
 
-    def __init__(self, folder: Path, *, datatype: str, live: bool, limits: Limits, author: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        datatype: str,
+        live: bool,
+        limits: Limits,
+        max_bytes: int | None = None,
+        author: str = "",
+    ) -> None:
         self.folder = folder
-        self.sessions = self.fixes = self.dropped_windows = self.recorded = self.lost = 0
+        self.sessions = self.fixes = self.dropped_windows = 0
         self.failure: Exception | None = None
         self._datatype, self._live, self._limits, self._author = datatype, live, limits, author
+        self._max_bytes = max_bytes
         self._session: _Session | None = None
+        self._next: _Session | None = None  # GNU Radio does not keep the Python part of its sink
+        self._earlier: list[StationRecorder] = []
+        """Of graphs that have ended, as long as there are parts of theirs that may have to go."""
+        self._ended: dict[str, Account] = {}
+        self._settling, self._tidying = threading.Lock(), threading.Lock()
 
     def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> None:
-        """Connect to the receivers' streams. Raises PublishError where the folder cannot be written."""
+        """Connect to the receivers' streams.
+
+        Raises PublishError where the folder cannot be written, ConfigError for limits too small for so many receivers.
+        """
+        station = graph.station
+        table = station.station
+        limits = shares(self._limits, self._max_bytes, len(station.receiver))
         self.sessions += 1
         first = self.sessions == 1
         folder = self.folder if first else self.folder / f"run-{self.sessions:04d}"
-        station = graph.station
-        table = station.station
         sink = localize.sigmf_sink(
             folder,
             [(r.name, r.latitude, r.longitude, r.altitude_m) for r in station.receiver],
             table.sample_rate_hz,
             table.frequency_hz,
             datatype=self._datatype,
-            max_part_bytes=self._limits.max_part_bytes,
-            max_part_s=self._limits.max_part_s or 0.0,
-            max_bytes=self._limits.max_bytes or 0,
-            max_parts=self._limits.max_parts or 0,
-            min_free_bytes=self._limits.min_free_bytes,
+            max_part_bytes=limits.max_part_bytes,
+            max_part_s=limits.max_part_s or 0.0,
+            max_bytes=limits.max_bytes or 0,
+            max_parts=limits.max_parts or 0,
+            min_free_bytes=limits.min_free_bytes,
             live=self._live,
             collection=table.name,
             hardware=", ".join(dict.fromkeys(_hardware(receiver) for receiver in station.receiver)),
@@ -99,25 +125,47 @@ class FolderRecorder:
         for index, output in enumerate(outputs):
             graph.connect(output, (sink, index))
         session = _Session(folder, graph, outputs, sink, FileFixSink(folder / FIXES_FILE))
+        graph.localizer.engine.observe("recorder", self.report)
         if first:  # what is wrong with the folder is said before anything starts
             self._begin(session)
         else:  # the graph before it may still be running
+            self._next = session
             sink.recorder.on_open = lambda: self._begin(session)
 
     def _begin(self, session: _Session) -> None:
         self.close()
+        recorder = session.sink.recorder
+        recorder.on_open = _nothing
+        recorder.earlier = self._held(recorder.names)
+        recorder.on_part = self._tidy
         engine, station = session.graph.localizer.engine, session.graph.station
         write_twin(
             session.folder,
             station,
-            session.sink.recorder.names,
+            recorder.names,
             contract=engine.contract,
             frames=station_frames(station, engine.contract),
             model=engine.model_file,
             fallback=engine.fallback_file,
         )
         session.fix_file.open()
-        self._session = session
+        self._session, self._next = session, None
+
+    def _held(self, names: Sequence[str]) -> dict[str, list[Path]]:
+        """Whole parts of earlier graphs, by name; the first receiver has those of receivers that are no more."""
+        held: dict[str, list[Path]] = {}
+        for recorder in self._earlier:
+            for name, parts in recorder.whole.items():
+                held.setdefault(name if name in names else names[0], []).extend(parts)
+        return held
+
+    def _tidy(self) -> None:
+        """A part has come or gone: see to the folders of earlier graphs. From any receiver's thread."""
+        with self._tidying:
+            for recorder in list(self._earlier):
+                if not recorder.tidy():
+                    remove_twin(recorder.folder)
+                    self._earlier.remove(recorder)
 
     def settled(self) -> bool:
         """Whether all samples are here that there were when this was first asked."""
@@ -137,13 +185,44 @@ class FolderRecorder:
 
     def close(self) -> None:
         """Settle the account of a graph that has ended."""
-        session, self._session = self._session, None
-        if session is None:
-            return
+        with self._settling:
+            session, self._session = self._session, None
+            if session is None:
+                return
+            recorder = session.sink.recorder
+            for name, account in recorder.accounts.items():
+                self._ended[name] = self._ended.get(name, Account()) + account
         session.fix_file.close()
-        self.recorded += session.sink.recorder.recorded
-        self.lost += session.sink.recorder.lost
         self.failure = self.failure or session.sink.failure
+        if self._max_bytes is not None or self._limits.max_parts is not None:
+            recorder.on_part = _nothing
+            self._earlier.append(recorder)
+
+    def report(self) -> dict[str, Any]:
+        """For a status: what has become of each receiver's samples in all graphs, how recording goes, and the disk."""
+        with self._settling:
+            accounts, phases = dict(self._ended), dict.fromkeys(self._ended, ("stopped", ""))
+            if self._session is not None:
+                recorder = self._session.sink.recorder
+                for name, account in recorder.accounts.items():
+                    accounts[name] = accounts.get(name, Account()) + account
+                phases.update(recorder.phases)
+        receivers: dict[str, Any] = {}
+        for name, (phase, why) in phases.items():
+            reason = {"reason": why} if phase in ("paused", "failed") else {}
+            receivers[name] = {"state": phase, **reason, **asdict(accounts[name])}
+        disk = shutil.disk_usage(self.folder) if self.folder.exists() else None
+        return {"receivers": receivers, **({} if disk is None else {"free_bytes": disk.free})}
+
+    @property
+    def recorded(self) -> int:
+        """Samples in files, once all is settled."""
+        return sum(account.samples for account in self._ended.values())
+
+    @property
+    def lost(self) -> int:
+        """Samples that were not kept, once all is settled."""
+        return sum(account.lost_queue + account.lost_disk for account in self._ended.values())
 
     def summary(self) -> str:
         """What was recorded, in one line."""
@@ -153,6 +232,21 @@ class FolderRecorder:
         if self.dropped_windows:
             parts.append(f"{self.dropped_windows} windows were dropped, a replay answers them too")
         return "; ".join(parts)
+
+
+def shares(limits: Limits, max_bytes: int | None, receivers: int) -> Limits:
+    """Limits of each receiver, where `max_bytes` are for all together. Raises ConfigError where that is too little."""
+    if max_bytes is None:
+        return limits
+    least = LEAST_PARTS * MIN_PART_BYTES * receivers
+    if max_bytes < least:
+        raise ConfigError(f"--max-bytes {max_bytes}: wanted at least {least} for {receivers} receivers")
+    share = max_bytes // receivers
+    return replace(limits, max_bytes=share, max_part_bytes=min(limits.max_part_bytes, share // LEAST_PARTS))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _hardware(receiver: Any) -> str:
@@ -185,7 +279,9 @@ def recorded_station(station: Station) -> Station:
 )
 @click.option("--max-part-bytes", type=Size(), default=PART_BYTES, help="Of a part of a recording; 1GiB if left out.")
 @click.option("--max-part-s", type=click.FloatRange(min=0, min_open=True), help="Seconds in a part of a recording.")
-@click.option("--max-bytes", type=Size(), help="Of all recordings together; the oldest parts go when there are more.")
+@click.option(
+    "--max-bytes", type=Size(), help="Of all recordings in the folder; the oldest parts go when there are more."
+)
 @click.option("--max-parts", type=click.IntRange(min=2), help="Parts of each receiver that are kept.")
 @click.option(
     "--min-free-bytes",
@@ -224,15 +320,9 @@ def command(
         raise ConfigError(f"{station_file}: a receiver has no source: only a flowgraph can bring the stream itself")
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"{output}: is not empty; a recording wants a folder of its own")
-    if max_bytes is not None:
-        least = LEAST_PARTS * MIN_PART_BYTES * len(station.receiver)
-        if max_bytes < least:
-            raise ConfigError(f"--max-bytes {max_bytes}: wanted at least {least} for {len(station.receiver)} receivers")
-        max_bytes //= len(station.receiver)
-        max_part_bytes = min(max_part_bytes, max_bytes // LEAST_PARTS)
-    limits = Limits(max_part_bytes, max_part_s, max_bytes, max_parts, min_free_bytes)
+    limits = Limits(max_part_bytes, max_part_s, None, max_parts, min_free_bytes)
     live = not (fast or station.is_recorded)
-    recorder = FolderRecorder(output, datatype=datatype, live=live, limits=limits, author=author)
+    recorder = FolderRecorder(output, datatype=datatype, live=live, limits=limits, max_bytes=max_bytes, author=author)
 
     def keep(fix: Fix) -> None:
         recorder.keep(fix)

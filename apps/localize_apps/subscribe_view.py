@@ -1,4 +1,4 @@
-"""Fixes of many streams in a terminal: a row for each, with its last fix and what is missing, above those of its tracks."""
+"""Fixes of many streams in a terminal: a row for each with its last fix and what is missing, and for each track."""
 
 from __future__ import annotations
 

@@ -229,6 +229,34 @@ def test_old_parts_go(folder):
     assert len(recording) < 80_000
 
 
+def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, capsys):
+    kept = folder / "kept"
+    recorder = FolderRecorder(kept, datatype="cf32_le", live=False, limits=Limits(min_free_bytes=0), max_bytes=400_000)
+    station = recorded_station(load_station("two.toml"))
+    others = [receiver.model_copy(update={"name": f"new {receiver.name}"}) for receiver in station.receiver]
+    other = station.model_copy(update={"receiver": others})
+    for each, duration_s in ((station, 1.0), (station, 0.8), (other, 0.9)):
+        result = run_station(each, on_fix=recorder.keep, duration_s=duration_s, live=False, recorder=recorder)
+        assert result.failure is None
+        assert sum(path.stat().st_size for path in kept.rglob("*.sigmf-*")) <= 400_000 + 20_000  # of the last
+    recorder.close()
+    assert sorted(path.name for path in kept.iterdir()) == ["fixes.jsonl", "run-0002", "run-0003"]
+    assert {path.name for path in (kept / "run-0003").glob("*-0001.sigmf-meta")} == {
+        "new_north_1-0001.sigmf-meta",
+        "new_south-0001.sigmf-meta",
+    }
+    assert len(list((kept / "run-0002").glob("*.sigmf-data"))) < 8
+    assert {path.name for path in (kept / "run-0002").iterdir()} >= {"fixes.jsonl"}
+    lines = (kept / "run-0003" / "fixes.jsonl").read_text()
+    assert alike(replayed(kept / "run-0003", capsys)) == alike(fixes_in(lines))
+    told = recorder.report()["receivers"]
+    assert {name: figures["state"] for name, figures in told.items()} == dict.fromkeys(told, "stopped")
+    assert told["north 1"]["samples"] == 36_000
+    assert told["new south"]["bytes"] == 8 * 18_000
+    gone = sum(figures["files_removed"] for figures in told.values())
+    assert sum(figures["files"] for figures in told.values()) - gone == len(list(kept.rglob("*.sigmf-data")))
+
+
 # Radios
 
 RADIOS = (

@@ -113,7 +113,8 @@ class SigmfWriter:
     `datatype`: cf32_le is exact, ci16_le and ci8 take amplitude 1 for 32768 and 128, round, and clip (`clipped`
     counts). `flush_s`: from one flush to the next while samples come. `stream`: what the parts of one recording share.
     `on_part`: told of a part that is whole, and of one that went. Parts that the folder has already stay: numbers go on
-    after theirs. Nothing here is for several threads.
+    after theirs. But `earlier`, metadata of whole parts wherever they are, oldest first, count for the limits like its
+    own, and go before them. Nothing here is for several threads.
 
     Raises ConfigError for a datatype or time that cannot be, OSError where the first file cannot be written.
     """
@@ -128,12 +129,15 @@ class SigmfWriter:
         datatype: str = "cf32_le",
         flush_s: float = 1.0,
         limits: Limits | None = None,
+        earlier: Sequence[Path] = (),
         on_part: Callable[[], None] = lambda: None,
     ) -> None:
         self.check(datatype, flush_s)
         self.name, self.about = name, about
         self.index = self.recorded = self.flushed = self.clipped = 0
-        self.parts: list[Path] = []
+        self.begun = self.removed = 0
+        """Parts that were begun, and that had to go, those of `earlier` too."""
+        self.parts = list(earlier)
         """Metadata of the parts that are whole, oldest first."""
         self._folder, self._stream, self._datatype = folder, stream, datatype
         self._flush_s, self._limits, self._on_part = flush_s, limits or Limits(), on_part
@@ -150,6 +154,11 @@ class SigmfWriter:
         self._missed = Mark(0)
         self._skipped = 0
         self._replace(self._meta_path(self._number), self._metadata(None), sync=True)
+
+    @property
+    def written_bytes(self) -> int:
+        """Of all samples in files."""
+        return self.recorded * self._sample_bytes
 
     @staticmethod
     def check(datatype: str, flush_s: float) -> None:
@@ -205,6 +214,24 @@ class SigmfWriter:
             self.parts.append(part.data.with_suffix(".sigmf-meta"))
             self._on_part()
 
+    def make_room(self) -> None:
+        """Let the oldest parts go, so that there is room for one more. Raises OSError."""
+        limits = self._limits
+        sizes = [_size(meta) for meta in self.parts]
+        gone = 0
+        while gone < len(self.parts) and (
+            (limits.max_parts is not None and len(self.parts) - gone >= limits.max_parts)
+            or (limits.max_bytes is not None and sum(sizes[gone:]) + limits.max_part_bytes > limits.max_bytes)
+        ):
+            # Samples without metadata are nothing to a reader, metadata without samples are a broken recording.
+            for path in (self.parts[gone], self.parts[gone].with_suffix(".sigmf-data")):
+                path.unlink(missing_ok=True)
+            gone += 1
+        if gone:
+            del self.parts[:gone]
+            self.removed += gone
+            self._on_part()
+
     # Samples
 
     def _take(self, samples: NDArray[np.complex64], mark: Mark | None) -> None:
@@ -234,7 +261,7 @@ class SigmfWriter:
 
     def _begin(self, samples: NDArray[np.complex64], told: Mark | None) -> int:
         """A new part and its first samples; how many. None of it is left behind where it raises OSError."""
-        self._prune()
+        self.make_room()
         number = self._number
         data = self._meta_path(number).with_suffix(".sigmf-data")
         # Data without a sample cannot be opened, and metadata without data are a recording without samples.
@@ -252,6 +279,7 @@ class SigmfWriter:
             draft.unlink(missing_ok=True)
             raise
         self._part, self._number = part, number + 1
+        self.begun += 1
         return count
 
     def _go_on(self, part: _Part, samples: NDArray[np.complex64], told: Mark | None, breaks: bool) -> None:
@@ -301,23 +329,6 @@ class SigmfWriter:
         kept = np.clip(np.nan_to_num(values, nan=0.0), -scale, scale - 1)
         self.clipped += int(np.count_nonzero((kept != values).reshape(-1, 2).any(axis=1)))
         return kept.astype("<i2" if self._datatype == "ci16_le" else np.int8)
-
-    def _prune(self) -> None:
-        """Let the oldest parts go, so that there is room for one more."""
-        limits = self._limits
-        sizes = [_size(meta) for meta in self.parts]
-        gone = 0
-        while gone < len(self.parts) and (
-            (limits.max_parts is not None and len(self.parts) - gone >= limits.max_parts)
-            or (limits.max_bytes is not None and sum(sizes[gone:]) + limits.max_part_bytes > limits.max_bytes)
-        ):
-            # Samples without metadata are nothing to a reader, metadata without samples are a broken recording.
-            for path in (self.parts[gone], self.parts[gone].with_suffix(".sigmf-data")):
-                path.unlink(missing_ok=True)
-            gone += 1
-        if gone:
-            del self.parts[:gone]
-            self._on_part()
 
     # Tags
 

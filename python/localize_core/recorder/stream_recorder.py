@@ -8,7 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from functools import reduce
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,27 @@ RETRY_S = 1.0
 """From one try to the next while nothing can be written."""
 CLOSE_S = 10.0
 """How long stop() waits for what is still to be written."""
+
+Phase = Literal["recording", "paused", "failed", "stopped"]
+"""`paused`: nothing can be written, as on a full disk, and it is tried again; `failed`: it will not be any more."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Of a receiver's recording. `samples` and `bytes` in files; `lost_queue`, `lost_disk`: samples that found no room
+    while the disk was slow, and that it did not take; `files` that were begun, and those that had to go.
+    """
+
+    samples: int = 0
+    lost_queue: int = 0
+    lost_disk: int = 0
+    bytes: int = 0
+    files: int = 0
+    files_removed: int = 0
+
+    def __add__(self, other: Account) -> Account:
+        return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
 
 _Chunk = tuple[NDArray[np.complex64], tuple[Mark, ...]]
 
@@ -61,6 +84,28 @@ class StreamRecorder:
     def state(self) -> str:
         """`recording`, or why not."""
         return self._why or "recording"
+
+    @property
+    def account(self) -> Account:
+        """What has become of the samples so far."""
+        writer = self.writer
+        return Account(
+            samples=writer.recorded,
+            lost_queue=self.lost_queue,
+            lost_disk=self.lost_disk,
+            bytes=writer.written_bytes,
+            files=writer.begun,
+            files_removed=writer.removed,
+        )
+
+    @property
+    def phase(self) -> Phase:
+        """As a word."""
+        if self.failure is not None:
+            return "failed"
+        if self._thread is None:
+            return "stopped"
+        return "paused" if self._why else "recording"
 
     def start(self) -> None:
         self._stopping = False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from localize_core.errors import ConfigError, MissingExtraError, PublishError
+from localize_core.errors import ConfigError, MissingExtraError, ModelError, PublishError
 from localize_core.model.contract import Contract
 from localize_core.model.onnx_model import model_files
 from localize_core.station.config import Station
@@ -58,6 +59,21 @@ def write_twin(
         (folder / STATION_FILE).write_text(tomli_w.dumps(content), encoding="utf-8")
     except OSError as error:
         raise PublishError(f"cannot record into {folder}: {error.strerror or error}") from error
+
+
+def remove_twin(folder: Path) -> None:
+    """Take away what `write_twin` has written."""
+    for model in (folder / MODEL_FILE, folder / FALLBACK_FILE):
+        try:
+            files = model_files(model)
+        except ModelError:
+            files = [model]
+        for file in files:
+            file.unlink(missing_ok=True)
+    for name in (CONTRACT_FILE, STATION_FILE):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where it is none of ours, there may be more in it
+        (folder / FALLBACK_FILE).parent.rmdir()
 
 
 def twin(

@@ -226,6 +226,27 @@ def test_the_oldest_parts_go(tmp_path, limit):
     assert told[-1] == len(file.parts) == 3
 
 
+def test_parts_of_earlier_recordings_go_first(tmp_path):
+    folders = [tmp_path / "kept", tmp_path / "kept" / "run-0002"]
+    limits = Limits(max_part_bytes=8 * 1024, max_parts=3, min_free_bytes=0)
+    for folder in folders:
+        folder.mkdir()
+    before = writer(folders[0], limits=limits)
+    before.append(noise(2500))
+    before.close()
+    after = writer(folders[1], limits=limits, earlier=before.parts)
+    assert (len(parts(folders[0])), len(parts(folders[1]))) == (3, 1)  # of the second not a sample yet
+    after.append(noise(1500))
+    assert [meta.name[6:10] for meta in parts(folders[0])] == ["0003"]
+    assert (after.begun, after.removed) == (2, 2)
+    after.append(noise(1500))
+    after.close()
+    assert list(folders[0].glob("*.sigmf-*")) == []
+    assert (after.begun, after.removed, after.written_bytes) == (3, 3, 8 * 3000)
+    assert after.parts == parts(folders[1])
+    assert len(read_sigmf(folders[1] / "north-*.sigmf-meta")) == 3000
+
+
 def test_a_part_that_is_missing_is_a_restart(tmp_path):
     file = writer(tmp_path, limits=Limits(max_part_bytes=8 * 1000, min_free_bytes=0))
     file.append(noise(4000), [Mark(0, rx_time=(START_S, 0.0), rx_rate_hz=RATE)])

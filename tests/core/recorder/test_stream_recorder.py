@@ -21,7 +21,7 @@ from localize_core.errors import ConfigError, PublishError
 from localize_core.recorder import stream_recorder
 from localize_core.recorder.sigmf_writer import About, Limits, SigmfWriter
 from localize_core.recorder.station_recorder import StationRecorder, file_names
-from localize_core.recorder.stream_recorder import StreamRecorder
+from localize_core.recorder.stream_recorder import Account, StreamRecorder
 from localize_core.sources.recording import Mark
 from localize_core.sources.sigmf import read_sigmf
 
@@ -219,6 +219,33 @@ def test_a_station_has_a_collection_of_what_is_whole(tmp_path):
     again.push(noise(10))
     again.stop()
     assert sigmf.fromfile(path).get_stream_names()[-2:] == ["süd_ost-0001", "süd_ost-0002"]
+
+
+def test_limits_hold_over_streams_that_open_again_and_over_folders(tmp_path):
+    limits = Limits(max_part_bytes=8 * 1000, max_parts=2, min_free_bytes=0)
+    first = StationRecorder(tmp_path, [About("north", RATE), About("silent", RATE)], name="s", limits=limits)
+    silent = first.open_stream(1)
+    for _ in range(3):
+        stream = first.open_stream(0)
+        stream.push(noise(800))
+        stream.stop()
+    silent.stop()
+    assert [path.stem for path in first.whole["north"]] == ["north-0002", "north-0003"]
+    assert first.accounts["north"] == Account(2400, 0, 0, 8 * 2400, files=3, files_removed=1)
+    assert first.accounts["silent"] == Account()
+    second = StationRecorder(tmp_path / "next", [About("north", RATE)], name="s", limits=limits)
+    second.earlier = first.whole
+    told: list[bool] = []
+    second.on_part = lambda: told.append(first.tidy())
+    stream = second.open_stream(0)
+    assert told == [True]
+    assert sigmf.fromfile(tmp_path / "s.sigmf-collection").get_stream_names() == ["north-0003"]
+    stream.push(noise(1800))
+    stream.stop()
+    assert told[-1] is False
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]  # nor what waited for samples
+    assert [path.stem for path in second.whole["north"]] == ["north-0001", "north-0002"]
+    assert second.phases == {"north": ("stopped", "recording")}
 
 
 def test_names_of_files_are_no_pattern_of_others():
