@@ -17,9 +17,10 @@ from stonesoup.models.measurement.linear import LinearGaussian
 from stonesoup.models.transition.linear import CombinedLinearGaussianTransitionModel, ConstantVelocity
 from stonesoup.predictor.kalman import KalmanPredictor
 from stonesoup.smoother.kalman import KalmanSmoother
-from stonesoup.types.detection import Detection
+from stonesoup.types.detection import Detection, MissedDetection
+from stonesoup.types.hypothesis import SingleHypothesis
 from stonesoup.types.state import GaussianState
-from stonesoup.types.update import Update
+from stonesoup.types.update import GaussianStateUpdate, Update
 from stonesoup.updater.kalman import KalmanUpdater
 
 from localize_core.tracking.settings import TrackerSettings
@@ -63,16 +64,33 @@ def make_filters(settings: TrackerSettings) -> Filters:
     return Filters(associator, updater, KalmanSmoother(motion), initiator)
 
 
-def detection(place_m: np.ndarray, covariance_m2: np.ndarray, common: float, timestamp: datetime) -> Any:
-    """A fix as what is observed of a state: (2,) metres, (2, 2). A `common` share of it is no noise of its own."""
-    model = LinearGaussian(4, (0, 2), (1.0 - common) * covariance_m2)
+def detection(
+    place_m: np.ndarray, covariance_m2: np.ndarray, timestamp: datetime, *, common: float, repeats: float
+) -> Any:
+    """A fix as what is observed of a state: (2,) metres, (2, 2). A `common` share of it is no noise of its own.
+
+    `repeats`: so many fixes in a row have the same noise, at least 1.
+    """
+    model = LinearGaussian(4, (0, 2), repeats * (1.0 - common) * covariance_m2)
     shared = {"common_m2": common * covariance_m2, "fix_m2": covariance_m2}
     return Detection(place_m[:, None], timestamp=timestamp, measurement_model=model, metadata=shared)
 
 
 def is_update(state: Any) -> bool:
     """Whether a state of a track has taken a fix in."""
-    return isinstance(state, Update)
+    return isinstance(state, Update) and bool(state.hypothesis)
+
+
+def coasting(state: Any) -> Any:
+    """A state as a track has it: predicted ones as updates by a fix that is missing.
+
+    Stone Soup's smoother compares a state with its prediction, which it takes a smoothed prediction itself for: later
+    fixes would tell nothing of what was before a missing one.
+    """
+    if isinstance(state, Update):
+        return state
+    missing = SingleHypothesis(state, MissedDetection(timestamp=state.timestamp))
+    return GaussianStateUpdate(state.state_vector, state.covar, timestamp=state.timestamp, hypothesis=missing)
 
 
 def cut_history(track: Any, keep: int) -> None:
@@ -83,7 +101,6 @@ def cut_history(track: Any, keep: int) -> None:
     if len(track.states) > keep:
         del track.states[:-keep]
         del track.metadatas[:-keep]
-    last = track.states[-1]
-    prediction = last.hypothesis.prediction if is_update(last) else last
+    prediction = track.states[-1].hypothesis.prediction
     if prediction is not None:
         prediction.prior = None

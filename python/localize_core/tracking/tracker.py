@@ -112,6 +112,7 @@ class _Emitters:
         self._frame: LocalFrame | None = None
         self._followed: list[_Followed] = []
         self._now: datetime | None = None
+        self._placed: datetime | None = None
         self._probability = 0.95
 
     def follow(self, fix: Fix) -> tuple[TrackReport, ...]:
@@ -121,6 +122,7 @@ class _Emitters:
                 self._tracker.late += 1
                 return ()
             self._followed, self._made.initiator.holding_tracks = [], set()
+            self._placed = None
         self._now = now
         self._forget(now)
         detections = self._detections(fix)
@@ -147,12 +149,15 @@ class _Emitters:
         self._probability = fix.uncertainty.probability
         if self._frame is None:
             self._frame = LocalFrame(fix.position.latitude, fix.position.longitude)
+        since_s = math.inf if self._placed is None else (fix.timestamp - self._placed).total_seconds()
+        self._placed = fix.timestamp
+        repeats = max(fix.window_duration_s / since_s, 1.0)
         others = ((peak.position, peak.uncertainty) for peak in fix.peaks if peak.kind == "emitter")
-        found = (self._detection(*seen, fix.timestamp) for seen in ((fix.position, fix.uncertainty), *others))
+        found = (self._detection(*seen, fix.timestamp, repeats) for seen in ((fix.position, fix.uncertainty), *others))
         return {each for each in found if each is not None}
 
-    def _detection(self, position: Position, uncertainty: Uncertainty, timestamp: datetime) -> Any:
-        """None beyond the horizon."""
+    def _detection(self, position: Position, uncertainty: Uncertainty, timestamp: datetime, repeats: float) -> Any:
+        """None beyond the horizon. `repeats`: windows that overlap, so many at a time, are one as to noise."""
         assert self._frame is not None
         east, north, up = self._frame.to_enu_m(position.latitude, position.longitude, 0.0)
         if max(abs(east), abs(north), -up) > HORIZON_M:
@@ -160,7 +165,8 @@ class _Emitters:
         place_m = np.array([east, north])
         back = np.linalg.inv(_turn(self._frame, place_m)[1])
         covariance_m2 = back @ uncertainty.covariance_m2 @ back.T
-        return self._filters.detection(place_m, covariance_m2, self._tracker._share(position, uncertainty), timestamp)
+        common = self._tracker._share(position, uncertainty)
+        return self._filters.detection(place_m, covariance_m2, timestamp, common=common, repeats=repeats)
 
     def _associated(self, detections: set[Any], now: datetime) -> set[Any]:
         """Bring all tracks to `now`, with the fix that belongs to each. Returns the fixes that were taken."""
@@ -176,7 +182,7 @@ class _Emitters:
                 each.take(hypothesis)
                 taken.add(hypothesis.measurement)
             else:
-                each.track.append(hypothesis.prediction)
+                each.track.append(self._filters.coasting(hypothesis.prediction))
             self._filters.cut_history(each.track, self._kept(each.track, now))
         return taken
 
@@ -188,6 +194,7 @@ class _Emitters:
 
     def _confirm(self, track: Any) -> None:
         """Follow what enough fixes agree on: as what was lost nearby, which may have turned, or as a new one."""
+        track.states[:] = map(self._filters.coasting, track.states)
         updates = [state for state in track if self._filters.is_update(state)]
         first, place_m = track[0].timestamp, np.asarray(track[0].state_vector, float).ravel()[[0, 2]]
         fix_m2 = updates[0].hypothesis.measurement.metadata["fix_m2"]
