@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gnuradio.localize.counters import SWITCH
 from gnuradio.localize.pmt_codec import fix_from_pmt
 from gnuradio.localize.receivers import Receivers
 from localize_core.metrics.metrics import Metrics
+from localize_core.recorder.stream_recorder import Account
 from localize_core.serving.requests import Request
 from localize_core.station.config import MetricsTable, parse_station
 from prometheus_client.metrics_core import Metric
@@ -41,6 +43,11 @@ RARE = {
     "localize_receiver_bias_seconds": {"station", "receiver"},
     "localize_receiver_bias_sigma_seconds": {"station", "receiver"},
     "localize_fix_hdop_ratio": {"station"},
+    "localize_reference_offset_seconds": {"station", "receiver"},
+    "localize_reference_drift_ratio": {"station", "receiver"},
+    "localize_reference_residual_seconds": {"station", "receiver"},
+    "localize_reference_error_seconds": {"station", "receiver"},
+    "localize_reference_snr_ratio": {"station", "receiver"},
 }
 """Metrics that need not have a value."""
 TARGET = {"job", "instance"}
@@ -91,14 +98,21 @@ def families(make_contract, make_model, start_redis, tmp_path, monkeypatch) -> d
     )
     engine, metrics = station.engine, Metrics("s")
     engine.observe("receivers", Receivers(parse_station(RADIO, folder=tmp_path)).report)
+    account = {"receivers": {"north": {"state": "recording", **asdict(Account())}}, "free_bytes": 1}
+    engine.observe("recorder", lambda: account)
     places = [(each.name, each.latitude, each.longitude) for each in contract.receivers]
+    beacon = {"latitude": 47.02, "longitude": 8.02, "reference_hz": 1e6 + 2e3, "bandwidth_hz": 1e3}
+    reference = localize.reference_clock(places, contract.sample_rate_hz, 1e6, block_s=1.0, **beacon)
+    engine.observe("reference", reference.report)
     scene = {"bandwidth_hz": 4e3, "track": [[47.05, 8.05]]}
     source = localize.scene_source(places, contract.sample_rate_hz, 1e6, duration_s=20.0, **scene)
     sink, heard, graph = localize.file_fix_sink(str(tmp_path / "fixes.jsonl")), listener(metrics), gr.top_block()
     for port in range(2):
         graph.connect((source, port), (station, port))
+    tracker = localize.tracker()
+    graph.msg_connect(station, "fix", tracker, "fix")
     for block in (sink, heard):
-        graph.msg_connect(station, "fix", block, "fix")
+        graph.msg_connect(tracker, "fix", block, "fix")
     metrics.watch(engine)
     metrics.watch_sink("file", sink)
     graph.start()
@@ -226,7 +240,19 @@ def test_the_dashboard_can_be_imported():
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert all("$station" in target["expr"] for target in panel["targets"]), panel["title"]
     rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert rows == ["Fixes", "Latency", "Windows", "Models", "Cache", "Sinks", "Requests", "Machine"]
+    assert rows == [
+        "Fixes",
+        "Latency",
+        "Windows",
+        "Receivers",
+        "Reference",
+        "Recorder",
+        "Models",
+        "Cache",
+        "Sinks",
+        "Requests",
+        "Machine",
+    ]
 
 
 def test_alerts_say_what_has_happened():

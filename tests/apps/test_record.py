@@ -253,6 +253,7 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
     assert {name: figures["state"] for name, figures in told.items()} == dict.fromkeys(told, "stopped")
     assert told["north 1"]["samples"] == 36_000
     assert told["new south"]["bytes"] == 8 * 18_000
+    assert recorder.report()["free_bytes"] > 0
     gone = sum(figures["files_removed"] for figures in told.values())
     assert sum(figures["files"] for figures in told.values()) - gone == len(list(kept.rglob("*.sigmf-data")))
 

@@ -22,6 +22,8 @@ from localize_core.metrics.engine import EngineCollector
 from localize_core.metrics.families import PREFIX, histogram
 from localize_core.metrics.fixes import FixMetrics
 from localize_core.metrics.receivers import ReceiverCollector
+from localize_core.metrics.recorder import RecorderCollector
+from localize_core.metrics.reference import ReferenceCollector
 from localize_core.metrics.sinks import CountingSink, SinkCollector
 
 MOST_VALUES = 100
@@ -48,11 +50,15 @@ class Metrics:
             registry=self.registry,
         )
         build.labels(station, __version__, onnxruntime.__version__).set(1)
-        self._engine, self._sinks = EngineCollector(station), SinkCollector(station)
-        self.registry.register(self._engine)
-        self.registry.register(self._sinks)
-        self._receivers = ReceiverCollector(station)
-        self.registry.register(self._receivers)
+        self._sinks = SinkCollector(station)
+        self._of_engine = (
+            EngineCollector(station),
+            ReceiverCollector(station),
+            ReferenceCollector(station),
+            RecorderCollector(station),
+        )
+        for collector in (self._sinks, *self._of_engine):
+            self.registry.register(collector)
         self._fixes = FixMetrics(self.registry)
         self._stages = {
             "preprocessing": self._duration("preprocessing", "From a request's samples or features to a window."),
@@ -88,7 +94,8 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Export what the engine counts, and have it tell how long everything takes. One engine at a time."""
-        self._engine.engine = self._receivers.engine = engine
+        for collector in self._of_engine:
+            collector.engine = engine
         engine.instrument(self)
 
     def watch_sink(self, name: str, sink: CountingSink) -> None:

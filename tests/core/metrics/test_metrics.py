@@ -15,7 +15,7 @@ from localize_core.metrics.metrics import MOST_VALUES, OTHER, Metrics
 from localize_core.metrics.server import MetricsServer
 from localize_core.sinks.file_sink import FileFixSink
 from localize_core.sinks.zmq_sink import ZmqFixSink
-from localize_core.types.fix import Alignment, Uncertainty
+from localize_core.types.fix import Alignment, Position, TrackReport, Uncertainty
 from prometheus_client.openmetrics import parser as openmetrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -51,6 +51,24 @@ def test_a_fix_without_position_has_no_ellipse(metrics, make_fix, scrape):
     assert found("ellipse_semi_major_metres_count") == 0
     assert found("fix_confidence_ratio_sum") == pytest.approx(0.2)  # nobody was asked about silence
     assert found("fix_confidence_ratio_count") == 1
+
+
+def test_tracks_of_the_latest_fix(metrics, make_fix, scrape):
+    metrics.fix(make_fix())
+    assert scrape(metrics)("tracks") is None
+    rows = ((1.0, 0.0, 0.0, 0.0),) * 4
+    where = Position(45.0, 7.0), Uncertainty(10.0, 5.0, 0.0)
+    near = TrackReport(1, "confirmed", *where, 1.0, 0.0, rows, 5, 2.0, 0.0, nis=1.5)
+    lost = TrackReport(2, "coasting", *where, 1.0, 0.0, rows, 5, 2.0, 1.0, nis=9.0)
+    now = make_fix().timestamp
+    metrics.fix(make_fix(timestamp=now, tracks=(near, lost)))
+    metrics.fix(make_fix(timestamp=now - timedelta(seconds=1.0)))  # late
+    found = scrape(metrics)
+    assert found.by("tracks", "state") == {"confirmed": 1, "coasting": 1}
+    assert found("track_semi_major_metres_sum") == pytest.approx(2 * 10.0 * 2.4477, rel=1e-4)
+    assert (found("track_nis_ratio_count"), found("track_nis_ratio_sum")) == (1, 1.5)
+    metrics.fix(make_fix(timestamp=now + timedelta(seconds=60.0)))
+    assert scrape(metrics).by("tracks", "state") == {"confirmed": 0, "coasting": 0}
 
 
 def test_age_of_the_latest_fix(metrics, make_fix, scrape):

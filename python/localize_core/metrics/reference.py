@@ -1,0 +1,65 @@
+"""What a reference emitter tells of receivers' clocks, as metrics. It is read when somebody scrapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from localize_core.metrics.families import StationFamilies
+from localize_core.serving.engine import Engine
+
+FIGURES = {
+    "offset_seconds": ("offset_s", 1.0, "How late a receiver's own time stamps are."),
+    "drift_ratio": ("drift_ppm", 1e-6, "How slow its clock is against the common time."),
+    "residual_seconds": ("residual_ns", 1e-9, "Rms of what its measurements of delay were off."),
+    "error_seconds": ("error_ns", 1e-9, "Standard error of its time."),
+}
+"""Metric, key of the report, what that is to be multiplied by, and meaning."""
+
+
+class ReferenceCollector(Collector):
+    """Metrics of the reference that the engine which is watched hears of; without one, they have no values."""
+
+    def __init__(self, station: str) -> None:
+        self._make = StationFamilies(station)
+        self.engine: Engine | None = None
+        self._losses: dict[str, tuple[int, int]] = {}
+        """By receiver: as told last, and in graphs before, each of which counts from zero."""
+        self._counting = threading.Lock()
+
+    def collect(self) -> Iterator[Metric]:
+        told: Mapping[str, Mapping[str, Any]] = (
+            None if self.engine is None else self.engine.observed("reference")
+        ) or {}
+        make = self._make
+        locked = {name: figures["locked"] for name, figures in told.items()}
+        yield make.gauge("reference_locked", "1 while a receiver's clock is known.", locked, ("receiver",))
+        base = {name: figures["base"] for name, figures in told.items()}
+        yield make.gauge("reference_base", "1 for the receiver that others are compared with.", base, ("receiver",))
+        yield make.counter(
+            "reference_losses", "How often a receiver's clock was lost.", self._lost(told), ("receiver",)
+        )
+        for name, (key, scale, help_text) in FIGURES.items():
+            values = {each: figures[key] * scale for each, figures in told.items() if figures.get(key) is not None}
+            yield make.gauge(f"reference_{name}", help_text, values, ("receiver",))
+        ratios = {
+            name: 10.0 ** (figures["snr_db"] / 10.0)
+            for name, figures in told.items()
+            if figures.get("snr_db") is not None
+        }
+        yield make.gauge(
+            "reference_snr_ratio", "Power of the reference to the noise in its band.", ratios, ("receiver",)
+        )
+
+    def _lost(self, told: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        with self._counting:
+            for name, figures in told.items():
+                last, before = self._losses.get(name, (0, 0))
+                if figures["losses"] < last:
+                    before += last
+                self._losses[name] = figures["losses"], before
+            return {name: float(sum(self._losses[name])) for name in told}
