@@ -14,6 +14,8 @@ import scipy.fft
 import scipy.signal
 from numpy.typing import NDArray
 
+from localize_core.phasor import phasor
+
 Samples = NDArray[np.complex64]
 Floats = NDArray[np.float64]
 
@@ -104,13 +106,12 @@ class Measured:
 def sub_block_spectra(samples: Samples, starts: Floats, carrier_hz: float, *, length: int, rate_hz: float) -> Samples:
     """FFTs of `length` samples from each of `starts` (fractions too) on, the carrier turned back: (n, length)."""
     whole = np.rint(starts).astype(np.int64)
-    pieces = samples[whole[:, None] + np.arange(length)]
-    turn = (-carrier_hz / rate_hz) * (whole[:, None] + np.arange(length))
-    pieces = pieces * np.exp(2j * np.pi * turn).astype(np.complex64)
+    turn = -carrier_hz / rate_hz
     # What the two streams' ends do not share must not tell.
-    spectra: Samples = scipy.fft.fft(pieces * _taper(length), axis=1)
-    shift = 2j * np.pi * scipy.fft.fftfreq(length) * (starts - whole)[:, None]
-    spectra *= np.exp(shift).astype(np.complex64)
+    window = phasor(turn * np.arange(length)) * _taper(length)
+    pieces = np.lib.stride_tricks.sliding_window_view(samples, length)[whole] * window
+    spectra: Samples = scipy.fft.fft(pieces, axis=1, overwrite_x=True)
+    spectra *= phasor(scipy.fft.fftfreq(length) * (starts - whole)[:, None] + (turn * whole)[:, None])
     return spectra
 
 
