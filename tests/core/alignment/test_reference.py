@@ -18,6 +18,8 @@ from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.alignment.resample import interpolate
 from localize_core.errors import ConfigError
+from localize_core.receivers.stream_buffer import BufferGroup, StreamBuffer
+from localize_core.receivers.stream_buffer import Mark as BufferMark
 
 RATE_HZ, TUNED_HZ, OFFSET_HZ, BANDWIDTH_HZ = 250e3, 144.5e6, 70e3, 60e3
 DELAYS_S = np.array([3.1e-6, 11.7e-6, 20.2e-6, 8.4e-6])
@@ -313,6 +315,38 @@ def test_another_base_goes_on_with_the_same_time():
         spans = [(times_s > begin) & (times_s < end) for begin, end in ((0.8, 1.6), (2.3, 3.3))]
         before, after = (np.polyfit(times_s[inside], off_s[inside], 1)[0] for inside in spans)
         assert after == pytest.approx(before, abs=3e-6)
+
+
+def test_a_station_that_is_too_slow_loses_its_clocks_together():
+    """Its streams wait in buffers that are full to different degrees; each would overflow at another time."""
+    air, chunk, group = Air(seconds=2.25), 12_500, BufferGroup()
+    buffers = [StreamBuffer(round(0.45 * RATE_HZ), group) for _ in range(4)]
+    clock = ReferenceClock(4, RATE_HZ, TUNED_HZ, ReferenceSettings(**SETTINGS), DELAYS_S)
+    rest: list[tuple[np.ndarray, list[Mark]]] = [(np.zeros(0, np.complex64), [])] * 4
+    taken, lost, out = [0] * 4, [0.0] * 4, np.zeros(chunk, np.complex64)
+    for end in range(chunk, air.streams.shape[1] + 1, chunk):
+        now_s = end / RATE_HZ
+        for stream, buffer in enumerate(buffers):
+            first = [BufferMark(0, time=(0, 0.0), rate_hz=RATE_HZ)] if end == chunk else []
+            buffer.push(air.streams[stream, end - chunk : end], first)
+            if now_s <= 0.1 * stream:
+                continue
+            samples, marks = rest[stream]
+            pace = 0.5 if 0.7 < now_s < 1.7 else 1.0
+            count, new = buffer.pull(out[: max(round(pace * chunk) - len(samples), 0)])
+            known = taken[stream] + len(samples)
+            marks = marks + [Mark(known + mark.index, mark.time, mark.rate_hz, mark.restart) for mark in new]
+            samples = np.concatenate([samples, out[:count]])
+            accepted = clock.push(stream, samples, marks)
+            taken[stream] += accepted
+            rest[stream] = samples[accepted:], [mark for mark in marks if mark.index >= taken[stream]]
+        clock.advance()
+        for stream, status in enumerate(clock.status):
+            clock.pull(stream, 1 << 30)
+            lost[stream] = lost[stream] or now_s * bool(status.losses)
+    assert all(status.locked for status in clock.status)
+    assert [status.losses for status in clock.status] == [1] * 4
+    assert max(lost) - min(lost) < 0.21  # by themselves, 0.3 s apart
 
 
 def test_all_clocks_lost_at_once_are_looked_for_against_the_same_base():
