@@ -75,14 +75,15 @@ class Told:
 
 
 class Thread(Told):
-    """A station that runs in a thread of the test, with `run_station`'s options."""
+    """A station that runs in a thread of the test, with `run_station`'s options. `keep` has each fix first."""
 
-    def __init__(self, station: Station, **options: Any) -> None:
+    def __init__(self, station: Station, *, keep: Callable[[Fix], None] | None = None, **options: Any) -> None:
         super().__init__()
+        self._keep = keep
         self.result: RunResult | None = None
         self.error: Exception | None = None
         self._stopped = threading.Event()
-        told = {"on_fix": self.fixes.append, "on_status": self.statuses.append, "on_alive": self.alive.append}
+        told = {"on_fix": self._take, "on_status": self.statuses.append, "on_alive": self.alive.append}
         self._thread = threading.Thread(target=self._run, args=(station, {**told, **options}))
         self._thread.start()
 
@@ -91,6 +92,11 @@ class Thread(Told):
             self.result = run_station(station, stopped=self._stopped, **options)
         except Exception as error:
             self.error = error
+
+    def _take(self, fix: Fix) -> None:
+        if self._keep is not None:
+            self._keep(fix)
+        self.fixes.append(fix)
 
     def ended(self) -> str | None:
         return None if self._thread.is_alive() else f"{self.result}, {self.error}"

@@ -4,75 +4,39 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import sigmf
 from localize_apps.main import main
 from localize_apps.record import FolderRecorder, Size, recorded_station
 from localize_apps.runner import run_station
+from localize_benchmarks.stations import SCENE, SIMULATED, rtl_tcp, station_text
 from localize_core.recorder.sigmf_writer import Limits
 from localize_core.resources import shared_file
-from localize_core.simulation.config import SceneConfig
-from localize_core.simulation.scene import Scene
 from localize_core.sources.sigmf import read_sigmf
-from localize_core.station.config import Station, load_station, parse_station
+from localize_core.station.config import load_station, parse_station
 from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_to_json
+from localize_core.wire.fix_json import fix_to_dict
 
-COMMAND = [sys.executable, "-m", "localize_apps.main"]
-WAIT_S = 90.0
 OWN = ("stream", "inference_time_ms", "latency_ms", "cache_hit")
 """What two runs on the same samples may differ in."""
-STATION = """
-[station]
-name = "two"
-sample_rate_hz = 20e3
-frequency_hz = 433.92e6
-[[receiver]]
-name = "north 1"
-latitude = 45.10
-longitude = 7.69
-altitude_m = 300.0
-source = { kind = "scene" }
-[[receiver]]
-name = "south"
-latitude = 45.03
-longitude = 7.69
-source = { kind = "scene" }
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-channels = ["log_mel"]
-window_s = 0.15
-[propagation]
-level_dbfs_at_1km = -30.0
-[scene]
-bandwidth_hz = 5e3
-track = [[45.0781, 7.6703]]
-[publish]
-file = { path = "published.jsonl" }
-[http]
-port = 0
-"""
+STATION = (
+    station_text([SIMULATED] * 2, name="two", window_s=0.15).replace(
+        'name = "north"', 'name = "north 1"\naltitude_m = 300.0'
+    )
+    + SCENE
+    + '[publish]\nfile = { path = "published.jsonl" }\n[http]\nport = 0\n'
+)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_cache) -> Path:
-    """The working directory of a run, with the station in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "two.toml").write_text(STATION)
-    return tmp_path
+def folder(folder) -> Path:
+    """With a station in it, one of whose receivers has a name that no file can have."""
+    (folder / "two.toml").write_text(STATION)
+    return folder
 
 
 def fixes_in(text: str) -> list[dict[str, Any]]:
@@ -121,7 +85,7 @@ def test_a_run_on_the_folder_says_the_same(folder, capsys, datatype):
     assert len((folder / "published.jsonl").read_text().splitlines()) == len(live)  # a replay publishes nothing
     names = {path.name for path in (folder / "kept").iterdir()}
     assert names >= {"station.toml", "model.onnx", "fixes.jsonl", "two.sigmf-collection"}
-    assert {"north_1-0001.sigmf-meta", "south-0002.sigmf-data"} <= names
+    assert {"north_1-0001.sigmf-meta", "east-0002.sigmf-data"} <= names
     for name in sigmf.fromfile("kept/two.sigmf-collection").get_stream_names():
         sigmf.fromfile(folder / "kept" / f"{name}.sigmf-meta").validate()
 
@@ -141,8 +105,8 @@ def test_the_station_file_leaves_nothing_to_kinds_of_sources(folder):
     assert main(["record", "two.toml", "-o", "kept", "--fast", "--duration", "2"]) == 0
     live, twin = load_station("two.toml"), load_station("kept")
     assert twin.station == live.station.model_copy(update={"common_clock": True})
-    assert [r.name for r in twin.receiver] == ["north 1", "south"]
-    assert [r.source.path.name for r in twin.receiver] == ["north_1-[0-9]*.sigmf-meta", "south-[0-9]*.sigmf-meta"]
+    assert [r.name for r in twin.receiver] == ["north 1", "east"]
+    assert [r.source.path.name for r in twin.receiver] == ["north_1-[0-9]*.sigmf-meta", "east-[0-9]*.sigmf-meta"]
     assert (twin.area, twin.propagation) == (live.area, live.propagation)
     assert twin.model.uri == str(folder / "kept" / "model.onnx")
     assert twin.features.window_s is not None
@@ -151,24 +115,19 @@ def test_the_station_file_leaves_nothing_to_kinds_of_sources(folder):
     assert (twin.http, twin.scene, twin.publish.file) == (None, None, [])
 
 
-def test_a_signal_ends_it_with_all_that_was_answered(folder, capsys):
-    arguments = [*COMMAND, "record", "two.toml", "-o", "kept", "--json"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(3)]
-        process.send_signal(signal.SIGTERM)
-        rest, errors = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 0, errors
-    assert_plays(replayed(folder / "kept", capsys), fixes_in("".join([*lines, rest])))
+def test_a_signal_ends_it_with_all_that_was_answered(start, folder, capsys):
+    recording = start("record", "two.toml", "-o", "kept")
+    recording.more(3)
+    assert recording.end() == 0, recording.log
+    assert_plays(replayed(folder / "kept", capsys), [fix_to_dict(fix) for fix in recording.fixes])
     for path in (folder / "kept").glob("*.sigmf-meta"):
         assert "core:sha512" in json.loads(path.read_text())["global"]
 
 
-def test_a_kill_leaves_what_was_flushed(folder, capsys):
-    arguments = [*COMMAND, "record", "two.toml", "-o", "kept", "--json"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        live = fixes_in("".join(process.stdout.readline() for _ in range(12)))
-        process.kill()
-        process.communicate(timeout=WAIT_S)
+def test_a_kill_leaves_what_was_flushed(start, folder, capsys):
+    recording = start("record", "two.toml", "-o", "kept")
+    live = [fix_to_dict(fix) for fix in recording.more(12)]
+    recording.end(signal.SIGKILL)
     kept = fixes_in((folder / "kept" / "fixes.jsonl").read_text())
     assert kept[:12] == live
     again = replayed(folder / "kept", capsys)
@@ -243,7 +202,7 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
     assert sorted(path.name for path in kept.iterdir()) == ["fixes.jsonl", "run-0002", "run-0003"]
     assert {path.name for path in (kept / "run-0003").glob("*-0001.sigmf-meta")} == {
         "new_north_1-0001.sigmf-meta",
-        "new_south-0001.sigmf-meta",
+        "new_east-0001.sigmf-meta",
     }
     assert len(list((kept / "run-0002").glob("*.sigmf-data"))) < 8
     assert {path.name for path in (kept / "run-0002").iterdir()} >= {"fixes.jsonl"}
@@ -252,7 +211,7 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
     told = recorder.report()["receivers"]
     assert {name: figures["state"] for name, figures in told.items()} == dict.fromkeys(told, "stopped")
     assert told["north 1"]["samples"] == 36_000
-    assert told["new south"]["bytes"] == 8 * 18_000
+    assert told["new east"]["bytes"] == 8 * 18_000
     assert recorder.report()["free_bytes"] > 0
     gone = sum(figures["files_removed"] for figures in told.values())
     assert sum(figures["files"] for figures in told.values()) - gone == len(list(kept.rglob("*.sigmf-data")))
@@ -260,107 +219,55 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
 
 # Radios
 
-RADIOS = (
-    STATION[: STATION.index("[[receiver]]")].replace('"two"', '"four"').replace("20e3", "250e3")
-    + """
-[area]
-south = 45.0
-west = 7.6
-north = 45.14
-east = 7.79
-[features]
-rows = 32
-channels = ["log_mel"]
-window_s = 0.2
-[propagation]
-level_dbfs_at_1km = -30.0
-"""
-)
-PLACES = [("north", 45.10, 7.69), ("east", 45.07, 7.75), ("south", 45.03, 7.69), ("west", 45.07, 7.63)]
-
-
-def radios(addresses: list[str]) -> str:
-    return RADIOS + "".join(
-        f'[[receiver]]\nname = "{name}"\nlatitude = {latitude}\nlongitude = {longitude}\n'
-        f'source = {{ kind = "rtl-tcp", address = "{address}", gain_db = 30.0 }}\n'
-        for (name, latitude, longitude), address in zip(PLACES, addresses, strict=True)
-    )
-
-
-@pytest.fixture(scope="module")
-def heard() -> np.ndarray:
-    """What each place hears of the emitter, 0.4 s: complex, (place, sample)."""
-    station = parse_station(radios([f"h:{k}" for k in range(1, 5)]), folder=Path())
-    config = SceneConfig(bandwidth_hz=100e3, track=[[45.0781, 7.6703]], seed=3)
-    scene = Scene(config, station.receiver, sample_rate_hz=250e3, frequency_hz=433.92e6)
-    return np.stack(scene.samples(0, 100_000))
-
-
-class Recorded:
-    """A station with radios that is recorded in a thread."""
-
-    def __init__(self, station: Station, folder: Path) -> None:
-        self.fixes: list[Fix] = []
-        self.recorder = FolderRecorder(folder, datatype="cf32_le", live=True, limits=Limits(min_free_bytes=0))
-        self.result: Any = None
-        self._changed, self._stopped = threading.Condition(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(recorded_station(station),))
-        self._thread.start()
-
-    def _run(self, station: Station) -> None:
-        self.result = run_station(station, on_fix=self._take, stopped=self._stopped, recorder=self.recorder)
-        self.recorder.close()
-
-    def _take(self, fix: Fix) -> None:
-        self.recorder.keep(fix)
-        with self._changed:
-            self.fixes.append(fix)
-            self._changed.notify_all()
-
-    def wait_for(self, condition: Callable[[Fix], bool], count: int) -> None:
-        """Until so many more fixes are as wanted."""
-        with self._changed:
-            first = len(self.fixes)
-            assert self._changed.wait_for(lambda: sum(map(condition, self.fixes[first:])) >= count, WAIT_S)
-
-    def stop(self) -> list[dict[str, Any]]:
-        self._stopped.set()
-        self._thread.join(WAIT_S)
-        assert not self._thread.is_alive()
-        assert self.result.failure is None
-        return [json.loads(fix_to_json(fix)) for fix in self.fixes]
-
 
 def present(fix: Fix) -> int:
     return sum("absent" not in receiver.flags for receiver in fix.receivers)
 
 
-def test_radios_that_come_and_go_are_replayed_as_they_were(folder, capsys, start_rtl_tcp, heard):
+class Recorded:
+    """A station whose receivers are these servers, and which is recorded while it runs."""
+
+    def __init__(self, servers: list[Any], folder: Path, run: Callable[..., Any]) -> None:
+        text = station_text(rtl_tcp([server.address for server in servers]), name="four", rate_hz=250e3, window_s=0.2)
+        station = recorded_station(parse_station(text, folder=folder))
+        self.recorder = FolderRecorder(folder / "kept", datatype="cf32_le", live=True, limits=Limits(min_free_bytes=0))
+        self._running = run(station, keep=self.recorder.keep, recorder=self.recorder)
+
+    def wait_for_present(self, receivers: int) -> None:
+        """Until three more fixes are of so many receivers."""
+        fixes = self._running.fixes
+        first = len(fixes)
+        self._running.until(lambda: sum(present(fix) == receivers for fix in fixes[first:]) >= 3)
+
+    def stop(self) -> list[dict[str, Any]]:
+        """Its fixes."""
+        result = self._running.stop()
+        self.recorder.close()
+        assert result.failure is None
+        return [fix_to_dict(fix) for fix in self._running.fixes]
+
+
+def test_radios_that_come_and_go_are_replayed_as_they_were(folder, run, capsys, start_rtl_tcp, heard):
     servers = [start_rtl_tcp(samples) for samples in heard]
-    run = Recorded(parse_station(radios([server.address for server in servers]), folder=folder), folder / "kept")
-    try:
-        run.wait_for(lambda fix: present(fix) == 4, 3)
-        servers[2].refuse()
-        servers[2].cut()
-        run.wait_for(lambda fix: present(fix) == 3, 3)
-        servers[2].restart()
-        run.wait_for(lambda fix: present(fix) == 4, 3)
-    finally:
-        live = run.stop()
-    assert run.recorder.lost == 0
+    recorded = Recorded(servers, folder, run)
+    recorded.wait_for_present(4)
+    servers[2].refuse()
+    recorded.wait_for_present(3)
+    servers[2].restart()
+    recorded.wait_for_present(4)
+    live = recorded.stop()
+    assert recorded.recorder.lost == 0
     assert load_station("kept").alignment.max_wait_s == 1.0
     again = replayed(folder / "kept", capsys)
     assert len(live) >= 9
     assert_plays(again, live)
 
 
-def test_a_radio_that_was_never_there_is_none_in_a_replay_either(folder, capsys, start_rtl_tcp, heard):
+def test_a_radio_that_was_never_there_is_none_in_a_replay_either(folder, run, capsys, start_rtl_tcp, heard):
     servers = [start_rtl_tcp(samples) for samples in heard]
     servers[1].refuse()
-    run = Recorded(parse_station(radios([server.address for server in servers]), folder=folder), folder / "kept")
-    try:
-        run.wait_for(lambda fix: present(fix) == 3, 3)
-    finally:
-        live = run.stop()
+    recorded = Recorded(servers, folder, run)
+    recorded.wait_for_present(3)
+    live = recorded.stop()
     assert len(read_sigmf(folder / "kept" / "east-0001.sigmf-meta")) == 0
     assert_plays(replayed(folder / "kept", capsys), live)
