@@ -10,7 +10,6 @@ from pathlib import Path
 
 import localize_core
 from localize_core.errors import ModelError
-from localize_core.model.compiled.compile import compile_model
 from localize_core.model.compiled.spec import LikelihoodSpec
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel
@@ -44,6 +43,8 @@ def compiled_model_path(spec: LikelihoodSpec) -> Path:
     try:
         if _is_sound(path):
             return path
+        from localize_core.model.compiled.compile import compile_model  # not needed by the next run, and slow to load
+
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own beside the model: several processes may compile at once, and a rename is atomic.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -16,9 +16,8 @@ from localize_core.errors import ConfigError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, path_length_m
-from localize_core.model.compiled.compile import MIN_TIME_STEPS
 from localize_core.model.compiled.propagation import PathDelay, along_surface, path_delay
-from localize_core.model.compiled.spec import Area, LevelModel, LikelihoodSpec, TimingModel
+from localize_core.model.compiled.spec import MIN_TIME_STEPS, Area, LevelModel, LikelihoodSpec, TimingModel
 from localize_core.model.contract import Contract, Receiver, moved_receivers
 from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.sources.kiwi import read_kiwi_wav

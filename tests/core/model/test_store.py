@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import localize_core.model.store as store
+import localize_core.model.compiled.compile as compiler
 import pytest
 from localize_core.errors import ModelError
 from localize_core.model.compiled.spec import LikelihoodSpec
@@ -45,13 +45,13 @@ def compilations(monkeypatch, tmp_path) -> list[Path]:
     """Where models were compiled to, with a cache of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     done: list[Path] = []
-    compile_model = store.compile_model
+    compile_model = compiler.compile_model
 
     def counting(spec: LikelihoodSpec, path: Path):
         done.append(path)
         return compile_model(spec, path)
 
-    monkeypatch.setattr(store, "compile_model", counting)
+    monkeypatch.setattr(compiler, "compile_model", counting)
     return done
 
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from localize_core.errors import ConfigError, SourceError
 from localize_core.geodesy import GEOD, SPEED_OF_LIGHT_MPS
-from localize_core.model.compiled.compile import MIN_TIME_STEPS, compile_model, contract_of
+from localize_core.model.compiled.compile import compile_model, contract_of
+from localize_core.model.compiled.spec import MIN_TIME_STEPS
 from localize_core.model.contract import Contract, Receiver
 from localize_core.model.golden import check_golden
 from localize_core.model.onnx_model import OnnxModel

@@ -15,7 +15,7 @@ import localize_core
 from localize_core.model.compiled.algebra import between, expressions
 from localize_core.model.compiled.level import levels
 from localize_core.model.compiled.posterior import AREA_CELLS, Posterior, area_points, confidence, ellipse
-from localize_core.model.compiled.spec import LikelihoodSpec
+from localize_core.model.compiled.spec import MIN_TIME_STEPS, LikelihoodSpec
 from localize_core.model.compiled.timing import arrival_times
 from localize_core.model.contract import (
     INPUT_NAME,
@@ -32,8 +32,6 @@ from localize_core.model.onnx_model import OnnxModel
 
 GOLDEN_SEED = 20260101
 GOLDEN_STEPS = 32
-MIN_TIME_STEPS = 8
-"""Frames below which their scatter says too little about the noise."""
 
 
 def contract_of(spec: LikelihoodSpec) -> Contract:

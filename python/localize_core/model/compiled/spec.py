@@ -13,6 +13,9 @@ from localize_core.geodesy import LocalFrame
 from localize_core.model.compiled.propagation import PathDelay
 from localize_core.model.contract import Receiver
 
+MIN_TIME_STEPS = 8
+"""Frames below which their scatter says too little about the noise."""
+
 
 @dataclass(frozen=True)
 class Area:
