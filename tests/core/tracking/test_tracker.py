@@ -72,6 +72,25 @@ def test_nees_and_nis_are_what_the_model_says(seen, plane, common, stated, hones
     assert not honest or low < np.mean(nis) < high
 
 
+def test_windows_that_overlap_are_no_more_than_they_are(seen, plane):
+    """Five at a time: fixes have moving means of noise."""
+    rng = np.random.default_rng(21)
+    root = np.linalg.cholesky(ELLIPSE.covariance_m2)
+    runs, steps, windows = 24, 20, 5
+    nees = []
+    for _ in range(runs):
+        tracker = Tracker(SETTINGS)
+        states = walk(rng, steps)
+        parts_m = np.sqrt(windows) * rng.normal(size=(steps + windows - 1, 2)) @ root.T
+        for index, state in enumerate(states):
+            noise_m = parts_m[index : index + windows].mean(axis=0)
+            fix = tracker.follow(seen(STEP_S * index, state[:2] + noise_m, ELLIPSE, window_duration_s=windows * STEP_S))
+        (report,) = fix.tracks
+        off = error(report, states[-1], plane)
+        nees.append(off @ np.linalg.solve(np.array(report.covariance), off))
+    assert 2.0 < np.mean(nees) < bounds(4, runs)[1]  # a little cautious while windows are few
+
+
 def test_it_is_the_kalman_filter(seen, plane):
     """Against the textbook's, written down once more."""
     rng = np.random.default_rng(3)
@@ -297,6 +316,23 @@ def test_with_a_lag_it_is_smoother_and_says_so(seen, plane):
         low, high = bounds(4, 40)
         assert low < np.mean(nees) < high
     assert squared[2.0] < 0.7 * squared[0.0]
+
+
+def test_smoothing_goes_through_missing_fixes(seen, plane):
+    """Windows without a fix say as much as no windows."""
+    rng = np.random.default_rng(13)
+    points = walk(rng, 16)[:, :2] + rng.normal(0.0, 20.0, (16, 2))
+    told = []
+    for silent in (False, True):
+        tracker = Tracker(SETTINGS.model_copy(update={"lag_s": 3.0}))
+        for index, point in enumerate(points):
+            missing = index in (4, 10, 12, 13)
+            if not (missing and silent):
+                fix = tracker.follow(seen(STEP_S * index, None if missing else point))
+        (report,) = fix.tracks
+        assert report.lag_s == 3.0
+        told.append(np.concatenate([error(report, 0.0, plane), np.ravel(report.covariance)]))
+    assert told[0] == pytest.approx(told[1], rel=1e-6)
 
 
 @pytest.mark.parametrize(("latitude", "longitude"), [(10.0, 179.999), (-89.99, 20.0), (0.0, 0.0)])
