@@ -57,9 +57,10 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for compiled models that all tests share, instead of the user's own."""
+    """A folder for compiled models that all tests share, those of other workers too, instead of the user's own."""
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
+        own = tmp_path_factory.getbasetemp()
+        folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
 
