@@ -89,6 +89,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._state = DeviceState("connecting", _now())
         self._has_streamed = False
+        self._streaming_since_s: float | None = None
         self._hanging: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._run, name=f"localize-device {name}", daemon=True)
 
@@ -112,7 +113,7 @@ class Supervisor:
     def _run(self) -> None:
         pause_s = self._first_pause_s
         while not self._stopping.is_set():
-            began_s = time.monotonic()
+            self._streaming_since_s = None
             try:
                 device = self._open_device()
             except ConfigError as error:
@@ -129,7 +130,8 @@ class Supervisor:
                 if self._stopping.is_set():
                     return
                 self._enter("absent", trouble)
-            if time.monotonic() - began_s > self._last_pause_s:
+            since_s = self._streaming_since_s  # not from when it was opened: to fail may take its time, too
+            if since_s is not None and time.monotonic() - since_s > self._last_pause_s:
                 pause_s = self._first_pause_s
             self._stopping.wait(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2.0 * pause_s, self._last_pause_s)
@@ -142,7 +144,8 @@ class Supervisor:
             trouble = device.trouble()
             if trouble is not None:
                 return trouble
-            if device.streaming and self._state.state != "streaming":
+            if device.streaming and self._streaming_since_s is None:
+                self._streaming_since_s = time.monotonic()
                 restarts = self._state.restarts + self._has_streamed
                 self._has_streamed = True
                 self._enter("streaming", self._state.error, restarts)

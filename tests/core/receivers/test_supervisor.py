@@ -141,6 +141,33 @@ def test_pauses_grow(bench):
     assert 8 <= bench.tries <= 30  # 10, 20, 40, 80 ms, then 100 each, less up to half
 
 
+@pytest.mark.parametrize("opens", [False, True])
+def test_pauses_grow_too_where_failing_takes_longer_than_the_longest(opens):
+    """Only a device that has streamed for so long begins anew with the first pause."""
+    bench = Bench()
+    bench.supervisor = Supervisor("radio", bench._open, first_pause_s=0.02, last_pause_s=0.1)
+    began_s, ended_s = [], []
+
+    def slow() -> Device:
+        began_s.append(time.monotonic())
+        time.sleep(0.12)
+        ended_s.append(time.monotonic())
+        if opens:
+            device = Device()
+            device.streaming, device.said = False, "no samples"
+            return device
+        raise RadioError("away")
+
+    bench.next = slow
+    bench.supervisor.start()
+    while len(began_s) < 6:
+        time.sleep(0.01)
+    bench.supervisor.stop()
+    assert bench.supervisor.join(WAIT_S)
+    pauses_s = [began - ended for began, ended in zip(began_s[4:], ended_s[3:], strict=False)]
+    assert min(pauses_s) > 0.045 + 0.1 * opens  # half of the longest at least, and a look at an open one
+
+
 def test_drivers_that_hang_are_left_behind_and_counted(bench):
     def hanging() -> Device:
         device = Device()
