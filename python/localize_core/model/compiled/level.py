@@ -31,7 +31,7 @@ NODES = 5
 @dataclass(frozen=True)
 class Levels:
     """Received levels: `level_db`, its measurement `variance_db2`, `heard` in [0, 1], `threshold_db`: all (batch, R).
-    `missed`: 1 - `heard`, but 0 for a receiver whose channel is at its floor: it was left out, and says nothing.
+    `missed`: 1 - `heard`. A receiver whose channel is at its floor was left out, and says nothing: both are 0.
 
     `detection` (batch, 1): the third clearest receiver's level over its noise, standard deviations.
     """
@@ -76,9 +76,10 @@ def levels(log_mel: Var, spec: LikelihoodSpec) -> Levels:
     fluctuation = mean(centred * centred, 2) * overlap / op.max([frames - 1.0, const(1.0)])
     noise_power = noise * float(width.sum())
     deviation = op.sqrt(fluctuation + noise_power * noise_power * doubt * doubt) + 1e-12
-    ratio = signal / deviation
-    heard = op.sigmoid((ratio - DETECTION) * 4.0)
+    # At its floor a channel is not flat where bands differ in width: what sticks out of the lowest is no signal.
     alive = op.cast(op.greater(highest(highest(power, 3), 2), const(2.0 * config.log_offset)), to=np.float32)
+    ratio = alive * signal / deviation
+    heard = alive * op.sigmoid((ratio - DETECTION) * 4.0)
     level_db = op.log(op.max([signal, deviation * DETECTION]) / full_scale) * DB
     relative = clip(deviation / op.max([signal, deviation]), 0.0, 1.0)
     threshold = op.log(deviation * (DETECTION / full_scale)) * DB
@@ -88,7 +89,7 @@ def levels(log_mel: Var, spec: LikelihoodSpec) -> Levels:
         level_db,
         relative * relative * DB**2,
         heard,
-        alive * (const(1.0) - heard),
+        alive - heard,
         threshold,
         op.slice(best, *_last(rank)),
     )

@@ -216,6 +216,23 @@ def test_a_lost_receiver_leaves_a_wider_true_ellipse(make_spec: MakeSpec, tmp_pa
     assert squared_distance(answer, truth_m) < 17.0
 
 
+@pytest.mark.parametrize("rows", [256, 32])
+def test_of_levels_a_lost_receiver_says_nothing(make_spec: MakeSpec, tmp_path: Path, rows: int) -> None:
+    specs = [make_spec(receivers=count, timing=False, level=True, reference_dbfs=-20.0) for count in (5, 4)]
+    config = replace(specs[0].level.config, n_mels=rows)
+    specs = [replace(spec, level=replace(spec.level, config=config)) for spec in specs]
+    level_db = 30.0 - 27.0 * np.log10(lengths_m(specs[0], np.array([-700.0, 900.0])) / 1000.0)
+    samples = iq(specs[0], np.zeros(5), np.random.default_rng(20), snr_db=level_db, bandwidth=0.2)
+    samples[4] = 0.0
+    answers = []
+    for spec in specs:
+        (folder := tmp_path / f"{len(spec.receivers)}").mkdir()
+        answers.append(compiled(spec, folder).run(features(spec, samples[: len(spec.receivers)])))
+    lost, without = answers
+    assert lost.position == pytest.approx(without.position, abs=0.01 * without.uncertainty[0, 1])
+    assert lost.uncertainty[0, :2] == pytest.approx(without.uncertainty[0, :2], rel=0.01)
+
+
 def test_levels_locate_coarsely_and_honestly(make_spec: MakeSpec, tmp_path: Path) -> None:
     spec = make_spec(receivers=5, timing=False, level=True)
     model, rng = compiled(spec, tmp_path), np.random.default_rng(19)
