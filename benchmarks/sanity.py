@@ -7,6 +7,8 @@ over half a minute), paths that add errors of their own at every place, and an e
 times are made here, the windows' noise is 10 ns, two windows a second; what follows is the station's own way from
 arrival times to faults. `right`: the faulty receiver is the first that is named; `alone`: no other is named beside it;
 `held`: it is among those that are named.
+
+These errors are nearly those that sanity assumes; in sanity_iq.py they are not, and sanity_measured.py has measured ones.
 """
 
 from __future__ import annotations
