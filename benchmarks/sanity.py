@@ -8,7 +8,7 @@ times are made here, the windows' noise is 10 ns, two windows a second; what fol
 arrival times to faults. `right`: the faulty receiver is the first that is named; `alone`: no other is named beside it;
 `held`: it is among those that are named.
 
-These errors are nearly those that sanity assumes; in sanity_iq.py they are not, and sanity_measured.py has measured ones.
+These errors are nearly those that sanity assumes. Those of sanity_iq.py are not; sanity_measured.py has measured ones.
 """
 
 from __future__ import annotations
