@@ -39,7 +39,7 @@ from localize_core.errors import LocalizeError
 from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.serving.control import send_command
 
-RATE_HZ = 100e3
+RATE_HZ = 250e3
 WINDOW_S = 0.5
 LOOP_S = 4.0
 TABLES = """

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import click
 from localize_core.addresses import without_credentials, without_password
-from localize_core.errors import ConfigError, LocalizeError, MissingExtraError
+from localize_core.errors import ConfigError, LocalizeError, MissingExtraError, SourceError
 from localize_core.serving.control import ControlServer
 from localize_core.serving.engine import Engine
 from localize_core.sinks.cot_sink import CotFixSink
@@ -27,6 +28,7 @@ from localize_core.station.config import Station
 from localize_core.station.engine import station_engine
 from localize_core.station.plan import read_recordings
 from localize_core.station.sources import devices_of
+from localize_core.tracking.tracker import Tracker
 
 from localize_apps.doctor import check_geometry, check_station
 from localize_apps.finding import Finding
@@ -82,8 +84,11 @@ def dry_run(path: Path, folder: Path | None, load: Callable[[], Station]) -> Dry
     if not run.fails:  # else said already what is not there
         with run.checking("recordings"):
             read_recordings(station)
+    if station.tracker is not None:
+        with run.checking("tracker"):
+            Tracker(station.tracker)
     engine = None
-    with run.checking("model"):
+    with run.checking("model"), _but_recordings(run, station):
         engine, time_steps, window_hop = station_engine(station, cache=None)
         engine.prepare(time_steps)
         run.plan |= _features(engine, time_steps, window_hop)
@@ -95,6 +100,17 @@ def dry_run(path: Path, folder: Path | None, load: Callable[[], Station]) -> Dry
         if engine is not None:
             engine.close()
     return run
+
+
+@contextlib.contextmanager
+def _but_recordings(run: DryRun, station: Station) -> Iterator[None]:
+    """Meanwhile, that recordings are missing, as said before, is no error."""
+    try:
+        yield
+    except SourceError:
+        sources = [receiver.source for receiver in station.receiver]
+        if not run.fails or all(source.path.exists() for source in sources if hasattr(source, "path")):
+            raise
 
 
 def _station(station: Station) -> dict[str, Any]:
@@ -171,17 +187,18 @@ def _addresses(run: DryRun, station: Station, engine: Engine | None) -> None:
             if parts.scheme != "udp" and parts.hostname and parts.port:
                 _check_answers(run, "publish.cot", parts.hostname, parts.port)
     if station.cache.redis:
+        _check_packages(run, "cache.redis", "redis", "pybreaker", "redis")
         _check_answers(run, "cache.redis", *_redis(station.cache.redis))
     run.plan["serves"] = serves = []
     if station.http is not None:
         serves.append(f"map http://{station.http.host}:{station.http.port}/")
         with run.checking("http"):
             station.http.settings.check()
-        _check_package(run, "http", "fastapi", "serve")
+        _check_packages(run, "http", "serve", "fastapi", "msgspec", "prometheus_client", "simdjson", "uvicorn")
         _check_free(run, "http", station.http.host, station.http.port)
     if station.metrics is not None:
         serves.append(f"metrics http://{station.metrics.host}:{station.metrics.port}/metrics")
-        _check_package(run, "metrics", "prometheus_client", "metrics")
+        _check_packages(run, "metrics", "metrics", "prometheus_client")
         _check_free(run, "metrics", station.metrics.host, station.metrics.port)
     if station.control is not None:
         serves.append(f"control {station.control.endpoint}")
@@ -204,7 +221,7 @@ def _check_writable(run: DryRun, path: Path) -> None:
     elif path.parent.is_dir():
         reason = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
     else:
-        reason = errno.ENOENT
+        reason = errno.ENOTDIR if path.parent.exists() else 0  # that there is none was said before
     if reason:
         run.add("publish.file", "error", f"cannot write {path}: {os.strerror(reason)}")
 
@@ -228,9 +245,10 @@ def _check_free(run: DryRun, name: str, host: str, port: int) -> None:
         run.add(name, "error", f"{name} at {host}:{port} cannot be had: {error.strerror or error}")
 
 
-def _check_package(run: DryRun, name: str, package: str, extra: str) -> None:
+def _check_packages(run: DryRun, name: str, extra: str, *packages: str) -> None:
     try:
-        importlib.import_module(package)
+        for package in packages:
+            importlib.import_module(package)
     except ImportError:
         run.add(name, "error", str(MissingExtraError(f"[{name}]", extra)))
 
@@ -252,9 +270,15 @@ def show(run: DryRun, as_json: bool) -> int:
     return 2 if errors else 0
 
 
+def _with_unit(value: float, unit: str) -> str:
+    """As 433.92 MHz."""
+    power = min(max(math.floor(math.log10(value)) // 3, 0), 3)
+    return f"{value / 1e3**power:.9g} {('', 'k', 'M', 'G')[power]}{unit}"
+
+
 def _lines(plan: dict[str, Any]) -> Iterator[str]:
     if station := plan.get("station"):
-        tuned = f"{station['frequency_hz'] / 1e6:g} MHz, {station['sample_rate_hz']:g} samples/s"
+        tuned = f"{_with_unit(station['frequency_hz'], 'Hz')}, {_with_unit(station['sample_rate_hz'], 'S/s')}"
         heard = ", ".join(station["devices"]) or station["source"]
         yield f"station {station['name']}: {', '.join(station['receivers'])} ({heard}), {tuned}"
     if model := plan.get("model"):

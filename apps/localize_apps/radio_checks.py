@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localize_core.errors import ConfigError
-from localize_core.station.drivers import INSTALL, MODULES, UHD_IMAGES, drivers_of, soapy_install
+from localize_core.station.drivers import INSTALL, MODULES, drivers_of, soapy_install, uhd_images_install
 
 from localize_apps.finding import Finding
 
@@ -62,7 +62,7 @@ def check_drivers(facts: RadioFacts) -> Iterator[Finding]:
             listed = "drivers unknown without SoapySDRUtil" if facts.soapy is None else ", ".join(facts.soapy)
             yield Finding("driver soapy", "ok", f"SoapySDR with {listed or 'no driver'}")
         elif kind == "uhd" and facts.uhd_images is None:
-            yield Finding("driver uhd", "ok", "there, without the firmware that USRPs load", UHD_IMAGES)
+            yield Finding("driver uhd", "ok", "there, without the firmware that USRPs load", uhd_images_install())
         else:
             yield Finding(f"driver {kind}", "ok", module)
 
@@ -86,7 +86,7 @@ def check_radios(station: Station, facts: RadioFacts) -> Iterator[Finding]:
             yield Finding("radios", "error", message, soapy_install(driver))
     if "gnuradio.uhd" in modules and facts.uhd_images is None:
         fine = False
-        yield Finding("radios", "warning", "the firmware that USRPs load is not on this computer", UHD_IMAGES)
+        yield Finding("radios", "warning", "the firmware that USRPs load is not on this computer", uhd_images_install())
     if devices and fine:
         yield Finding("radios", "ok", f"drivers for {', '.join(device.name for device in devices)}")
 

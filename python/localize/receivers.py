@@ -78,6 +78,12 @@ class DeviceGraph:
             return str(self._outlet.failure)
         if self._ended.is_set():
             return "its stream ended"
+        other_hz = self._outlet.other_rate_hz
+        if other_hz is not None:
+            slow = ", or this computer is too slow for it" if other_hz < self._radio.sample_rate_hz else ""
+            return (
+                f"sends {float(f'{other_hz:.3g}'):.0f} samples/s where {self._radio.sample_rate_hz:.0f} are asked{slow}"
+            )
         heard_s, now_s = self._outlet.heard_s, time.monotonic()
         if heard_s is None:
             return None if now_s - self._began_s < FIRST_S else f"no samples within {FIRST_S:g} s"

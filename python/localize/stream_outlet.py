@@ -11,6 +11,7 @@ import numpy as np
 import pmt
 from gnuradio import gr
 from localize_core.receivers.host_clock import HostClock, WallClock
+from localize_core.receivers.rate_watch import RateWatch
 from localize_core.receivers.stream_buffer import Mark, StreamBuffer, TimeSource
 
 from . import tags
@@ -39,6 +40,9 @@ class stream_outlet(gr.sync_block):
         self.failure: Exception | None = None
         self.heard_s: float | None = None
         """When samples came last, by the monotonic clock."""
+        self.other_rate_hz: float | None = None
+        """At which samples come, where that is plainly not `sample_rate_hz`."""
+        self._rate = RateWatch(sample_rate_hz)
         self._buffers = buffers
         self._clock = HostClock(sample_rate_hz, wall) if time_source == "host" else None
         first = Mark(0, rate_hz=sample_rate_hz, frequency_hz=frequency_hz, time_source=time_source)
@@ -51,6 +55,7 @@ class stream_outlet(gr.sync_block):
         self.heard_s = time.monotonic()
         common: list[Mark] = []
         if self._clock is not None:
+            self.other_rate_hz = self._rate.observe(count, self.heard_s) or self.other_rate_hz
             stamp = self._clock.observe(count, self.heard_s)
             if not self._clock.running:
                 self._note_tuning(count)

@@ -7,18 +7,21 @@ import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
+from localize_apps.dry_run import DryRun, _addresses, _with_unit
 from localize_apps.main import main
 from localize_benchmarks.stations import station_text
 from localize_core.resources import shared_file
+from localize_core.station.config import parse_station
 
 NOBODY = 'kind = "rtl-tcp", address = "127.0.0.1:9"'
-LIVE = station_text([NOBODY], name="live")
+LIVE = station_text([NOBODY], name="live", rate_hz=250e3)
 Look = Callable[..., tuple[int, dict[str, Any]]]
 
 
@@ -66,7 +69,7 @@ def test_lines_for_people(look, capsys):
     (Path.cwd() / "people.toml").write_text(LIVE)
     assert main(["run", "--dry-run", "people.toml"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "station live: north (rtl-tcp 127.0.0.1:9), 433.92 MHz, 20000 samples/s"
+    assert lines[0] == "station live: north (rtl-tcp 127.0.0.1:9), 433.92 MHz, 250 kS/s"
     assert re.fullmatch(
         r"model compiled-live version 1 \([0-9a-f]{12}\) from compiled, golden vector answered", lines[1]
     )
@@ -116,7 +119,7 @@ redis = {{ url = "redis://user:hunter2@127.0.0.1:9" }}
         "station: station.toml names .*none.onnx, which is not there",
         "model: .*none.onnx: cannot be read",
         f"publish.zmq: .*{busy}.*",
-        "publish.file: cannot write nowhere/fixes.jsonl: No such file or directory",
+        "station: station.toml names nowhere, which is not there",
         "publish.file: cannot write folder: Is a directory",
         "http: token_file=.*anybody can read it",
         f"http: http at 127.0.0.1:{taken} cannot be had: Address already in use",
@@ -125,6 +128,7 @@ redis = {{ url = "redis://user:hunter2@127.0.0.1:9" }}
         assert any(re.match(wanted, error) for error in errors), (wanted, errors)
     assert messages(found, "warning")["publish.redis"].startswith("127.0.0.1:9 does not answer: Connection refused")
     assert "hunter2" not in json.dumps(found)
+    assert not any("nowhere/fixes" in error for error in errors), "its folder is missing, as was said"
 
 
 def test_a_control_endpoint_that_is_taken(look, taken):
@@ -148,11 +152,68 @@ def test_a_station_file_that_cannot_be_read(look):
 
 
 def test_a_window_that_cannot_work_beside_a_missing_source(look):
-    code, found = look(LIVE.replace(f"source = {{ {NOBODY} }}", "").replace("window_s = 0.1", "window_s = 0.01"))
+    code, found = look(LIVE.replace(f"source = {{ {NOBODY} }}", "").replace("window_s = 0.1", "window_s = 0.001"))
     assert code == 2
     errors = messages(found, "error")
     assert errors["source"].startswith("receiver north: source is missing")
-    assert errors["model"].startswith("features.window_s=0.01: holds")
+    assert errors["model"].startswith("features.window_s=0.001: holds")
+
+
+def test_extras_that_are_not_installed(look, monkeypatch):
+    packages = {"stonesoup", "fastapi", "prometheus_client", "pybreaker", "redis", "paho", "mlflow"}
+    loaded = {name for name in sys.modules if name.partition(".")[0] in packages}
+    for name in loaded | packages:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "localize_core.tracking.filters", raising=False)  # it holds the package
+    code, found = look(
+        LIVE
+        + """
+[tracker]
+[http]
+port = 0
+[metrics]
+port = 0
+[cache]
+redis = "redis://127.0.0.1:9"
+[publish]
+redis = { url = "redis://127.0.0.1:9" }
+mqtt = { url = "mqtt://127.0.0.1:9" }
+[model]
+uri = "models:/a@b"
+registry = "http://127.0.0.1:9"
+"""
+    )
+    assert code == 2
+    errors = messages(found, "error")
+    extras = {"tracker": "track", "http": "serve", "metrics": "metrics", "cache.redis": "redis", "model": "mlflow"}
+    for check, extra in (extras | {"publish.redis": "redis", "publish.mqtt": "mqtt"}).items():
+        assert f"'gr-localize[{extra}]'" in errors.pop(check)
+    assert errors == {}
+
+
+@pytest.mark.parametrize("package", ["msgspec", "prometheus_client", "simdjson", "uvicorn"])
+def test_a_map_needs_each_of_its_packages(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    run = DryRun()
+    _addresses(run, parse_station(f"{LIVE}[http]\nport = 0\n", folder=Path()), None)
+    (found,) = run.findings
+    assert (found.check, found.level) == ("http", "error")
+    assert "'gr-localize[serve]'" in found.message
+
+
+def test_recordings_that_are_missing_are_said_once(look):
+    text = station_text([f'kind = "kiwi-wav", path = "{name}.wav"' for name in "ab"], name="recorded")
+    code, found = look(text.replace("window_s = 0.1\n", ""))
+    assert code == 2
+    assert [each["check"] for each in found["findings"]] == ["station", "station"]
+
+
+@pytest.mark.parametrize(
+    ("hz", "shown"),
+    [(77.5e3, "77.5 kHz"), (1e6, "1 MHz"), (433.92e6, "433.92 MHz"), (2.4e9, "2.4 GHz"), (50.0, "50 Hz")],
+)
+def test_frequencies_for_people(hz, shown):
+    assert _with_unit(hz, "Hz") == shown
 
 
 def test_a_driver_that_is_not_here(look):

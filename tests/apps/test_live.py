@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def test_nobody_is_there_at_first(run, servers):
     station.more()
 
 
+def test_nobody_was_ever_there(run, servers):
+    """Why there is no fix is said for each receiver."""
+    served = servers(2)
+    for server in served:
+        server.refuse()
+    station = run(station_of(served))
+    station.until(lambda: (station.state("north"), station.state("east")) == ("absent", "absent"))
+    reasons = station.stop().without_fix
+    north, east = (
+        f"{name} is absent: rtl-tcp {served[place].address}: " for place, name in enumerate(("north", "east"))
+    )
+    assert re.fullmatch(f"{north}.*; {east}.*", reasons)
+    assert "window" not in reasons
+
+
 def test_a_duration(run, servers):
     result = run(station_of(servers(1)), duration_s=1.0).wait()
     assert result.failure is None
@@ -99,10 +115,11 @@ def test_a_duration(run, servers):
 
 
 def test_what_a_driver_can_never_do_ends_the_run_at_once(folder, servers, capsys):
-    text = re.sub("source = .*", 'source = { kind = "osmosdr", args = "fcd=0", bias_tee = true }', text_of(servers(1)))
+    args = "file=/dev/zero,rate=250e3,freq=433.92e6"
+    text = re.sub("source = .*", f'source = {{ kind = "osmosdr", args = "{args}", channel = 1 }}', text_of(servers(1)))
     (folder / "station.toml").write_text(text)
     assert main(["run", "station.toml"]) == 2
-    assert "osmosdr fcd=0: bias_tee is known for" in capsys.readouterr().err
+    assert f"osmosdr {args}: channel=1: it has 1, counted from 0" in capsys.readouterr().err
 
 
 # four receivers
@@ -208,6 +225,7 @@ def test_a_graph_that_fails_starts_anew(run, servers, published, monkeypatch, ca
         == windows["served"] + sum(windows["dropped"].values()) + windows["waiting"] + (windows["answering"])
     )
     assert windows["served"] >= len(station.fixes) - 1
+    assert result.dropped_windows >= sum(windows["dropped"].values()) >= 2  # those of all three graphs
     assert published() == station.fixes
 
 
@@ -254,6 +272,74 @@ def test_a_slow_model_loses_windows_and_accounts_for_them(run, servers, monkeypa
 
 
 # the station file, and the end of a process
+
+
+@pytest.fixture
+def live_run(folder, servers):
+    """A station of one receiver that can be told to reload, for a signal reaches no thread of a test."""
+    station, nothing = station_of(servers(1)), lambda *_: None
+    run = live.LiveRun(
+        station,
+        on_fix=nothing,
+        on_status=nothing,
+        on_serving=nothing,
+        recorder=None,
+        radio_of=live.open_radio,
+        most_failures=0,
+    )
+    try:
+        run.start()
+        yield run
+    finally:
+        run.stop(None)
+
+
+def renamed(station: Station, **changes: Any) -> Station:
+    """The station by another name, with other changes."""
+    table = station.station.model_copy(update={"name": "changed"})
+    return station.model_copy(update={"station": table, **changes})
+
+
+def test_preparing_another_graph_tells_all_the_time_that_it_is_alive(live_run, monkeypatch):
+    """It may take longer than a watchdog waits."""
+    monkeypatch.setattr(live, "ALIVE_S", 0.02)
+    made, told = live_run._made, []
+
+    def slow(*arguments: Any) -> Any:
+        deadline_s = time.monotonic() + 20.0
+        while len(told) < 5 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return made(*arguments)
+
+    monkeypatch.setattr(live_run, "_made", slow)
+    wanted = renamed(live_run.station)
+    live_run.reload(lambda: wanted, lambda: told.append(live_run.alive("reloading")["phase"]))
+    assert live_run.station is wanted
+    assert len(told) >= 5
+
+
+@pytest.mark.parametrize(
+    ("tables", "key"),
+    [
+        ("[http]\nport = {}\n", "http.port"),
+        ("[metrics]\nport = {}\n", "metrics.port"),
+        ('[control]\nendpoint = "tcp://127.0.0.1:{}"\n', "control.endpoint"),
+        ('[publish]\nzmq = {{ endpoint = "tcp://127.0.0.1:{}" }}\n', "publish.zmq[0].endpoint"),
+    ],
+)
+def test_an_address_that_is_in_use_is_said_and_nothing_is_halted(live_run, caplog, tables, key):
+    station, graph = live_run.station, live_run._graph
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        text = station_text(rtl_tcp(["127.0.0.1:1"]), name="live", rate_hz=250e3, window_s=0.2)
+        served = parse_station(text + tables.format(port), folder=Path())
+        changes = {name: getattr(served, name) for name in ("http", "metrics", "control", "publish")}
+        live_run.reload(lambda: renamed(station, **changes), lambda: None)
+    assert f"going on as before: {key}: cannot listen at 127.0.0.1 port {port}: Address already in use" in caplog.text
+    assert (live_run.station, live_run._graph) == (station, graph)
+    live_run.reload(lambda: renamed(station, **changes), lambda: None)  # it is free now
+    assert live_run.station.station.name == "changed"
+    live_run.reload(lambda: station, lambda: None)
 
 
 def test_a_station_file_that_changes_and_a_signal(folder, servers, start, published):

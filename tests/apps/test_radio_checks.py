@@ -11,7 +11,7 @@ from localize_apps import doctor, radio_checks
 from localize_apps.finding import Finding
 from localize_apps.radio_checks import RadioFacts, check_drivers, check_radios, check_station_radios, gather_radio_facts
 from localize_core.station.config import Station, parse_station
-from localize_core.station.drivers import INSTALL, MODULES, UHD_IMAGES
+from localize_core.station.drivers import INSTALL, MODULES, uhd_images_install
 
 GOOD = RadioFacts(dict.fromkeys(MODULES.values()), ("remote", "rtlsdr"), "/usr/share/uhd/images")
 MISSING = "No module named 'osmosdr'"
@@ -37,7 +37,7 @@ def test_every_kind_is_listed_with_what_installs_it() -> None:
         assert finding.fix == INSTALL[MODULES[kind]]
     half = {finding.check: finding for finding in check_drivers(dataclasses.replace(GOOD, soapy=(), uhd_images=None))}
     assert half["driver soapy"].message == "SoapySDR with no driver"
-    assert half["driver uhd"].fix == UHD_IMAGES
+    assert half["driver uhd"].fix == uhd_images_install()
 
 
 SOAPY = '{ kind = "soapy", args = "driver=lime" }'
@@ -75,7 +75,7 @@ RTL_TCP = '{ kind = "rtl-tcp", address = "127.0.0.1:1234" }'
         (
             UHD,
             dataclasses.replace(GOOD, uhd_images=None),
-            Finding("radios", "warning", "the firmware that USRPs load is not on this computer", UHD_IMAGES),
+            Finding("radios", "warning", "the firmware that USRPs load is not on this computer", uhd_images_install()),
         ),
     ],
 )

@@ -199,6 +199,7 @@ class Usrp(StandIn):
                 "get_num_mboards": len(pulses),
                 "get_antennas": ("TX/RX", "RX2"),
                 "get_time_sources": ("none", "internal", "external", "gpsdo"),
+                "get_subdev_spec": "A:A A:B",
                 "get_samp_rate": 2e6,
                 "get_center_freq": 100e6,
                 "get_mboard_sensor_names": ("ref_locked", "gps_locked", "gps_time"),
@@ -362,3 +363,30 @@ def test_a_usrp_that_is_set_otherwise(open_uhd):
         open_uhd(device_of("uhd", args="serial=1"), get_center_freq=101e6)
     with pytest.raises(ConfigError, match="antenna: 'X' is none of the device's, which are: TX/RX, RX2"):
         open_uhd(device_of("uhd", args="serial=1", antenna="X"))
+
+
+def refused(error: Exception) -> Any:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"get_subdev_spec": refused(RuntimeError("LookupError: IndexError: RX channel 2 out of range: it has 2"))},
+        {"get_subdev_spec": refused(IndexError("channel=2: it has 2"))},
+    ],
+)
+def test_a_channel_that_a_usrp_does_not_have_is_the_file_s_fault(open_uhd, answers):
+    with pytest.raises(ConfigError, match=r"^uhd serial=1: channel=2.* it has 2"):
+        open_uhd(device_of("uhd", args="serial=1", channel=2), **answers)
+
+
+def test_what_else_a_usrp_says_may_pass(open_uhd):
+    with pytest.raises(RadioError, match=r"^uhd serial=1: RuntimeError: no control response$"):
+        open_uhd(
+            device_of("uhd", args="serial=1"), set_samp_rate=refused(RuntimeError("RuntimeError: no control response"))
+        )

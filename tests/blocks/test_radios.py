@@ -252,6 +252,26 @@ def test_rtl_tcp_comes_back(rtl_tcp, start_rtl_tcp, listen):
         assert server.clients == turn
 
 
+def test_rtl_tcp_over_ipv6():
+    """As far as its greeting: gr-osmosdr's client talks to the relay, whose own address is another."""
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with listener:
+        address = f"[::1]:{listener.getsockname()[1]}"
+
+        def answer() -> None:
+            with listener.accept()[0] as client:
+                client.sendall(b"HTTP/1.1 200 OK")
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        with pytest.raises(RadioError, match=r"what answers there is no rtl_tcp: it begins with b'HTTP/1\.1 200'"):
+            open_radio(device_of("rtl-tcp", address=address), table())
+        answering.join()
+
+
 def test_servers_that_are_no_rtl_tcp(monkeypatch, start_rtl_tcp):
     monkeypatch.setattr(rtl_tcp, "CONNECT_S", 0.3)
     samples = np.zeros(1000, dtype=np.complex64)
@@ -300,21 +320,17 @@ def test_what_osmosdr_does_not_have():
         open_radio(device_of("osmosdr", args="rtl=0"), table())
     with pytest.raises(RadioError, match=r"^osmosdr some=1: No devices specified via device arguments\.$"):
         open_radio(device_of("osmosdr", args="some=1"), table())
-    with pytest.raises(ConfigError, match="bias_tee is known for rtl, hackrf, airspy; of others it is one of"):
-        open_radio(device_of("osmosdr", args="bladerf=0", bias_tee=True), table())
-    with pytest.raises(ConfigError, match='write kind = "rtl-tcp"'):
-        open_radio(device_of("osmosdr", args="rtl_tcp=127.0.0.1:1234"), table())
+    with pytest.raises(RadioError, match=r"^osmosdr numchan=2 rtl=0 rtl=1: Wrong rtlsdr device index given\.$"):
+        open_radio(device_of("osmosdr", args="numchan=2 rtl=0 rtl=1", bias_tee=True), table())
 
 
 def test_no_usrp():
     if shutil.which(uhd.FIND) is None:
         pytest.skip(f"no {uhd.FIND} here: apt-get install uhd-host")
     with pytest.raises(
-        RadioError, match=r"^uhd addr=127\.0\.0\.1: no such USRP; is it powered .* uhd_images_downloader"
+        RadioError, match=r"^uhd addr=127\.0\.0\.1: no such USRP; is it powered .*uhd_images_downloader\)"
     ):
         open_radio(device_of("uhd", args="addr=127.0.0.1"), table())
-    with pytest.raises(ConfigError, match="several USRPs share their time at a pulse: give time_source"):
-        open_radio(device_of("uhd", args="addr0=127.0.0.1,addr1=127.0.0.2"), table())
 
 
 def test_no_usrp_says_gnuradio_too(monkeypatch):
@@ -468,7 +484,7 @@ def test_a_soapy_device_of_another_computer(red_pitaya, listen, announced):
     [
         ({}, 260e3, 7e6, r"Unsupported sample rate \(260000.*250000\.0"),
         ({}, 250e3, 1e9, r"station\.frequency_hz=1e\+09: soapy .* is at 600000 for r0"),
-        ({"channel": 1}, 250e3, 7e6, "Only 1 channels available"),
+        ({"channel": 1}, 250e3, 7e6, "channel=1: it has 1, counted from 0"),
         ({"antenna": "RX"}, 250e3, 7e6, "antenna: 'RX' is none of the device's, which are: none"),
         ({"ppm": 3}, 250e3, 7e6, "ppm=3: the driver does not correct frequencies"),
         ({"gain_db": 10}, 250e3, 7e6, "gain_db=10: the device has 0 to 0 dB"),
@@ -489,7 +505,7 @@ def test_what_a_soapy_device_does_not_have(red_pitaya, keys, rate_hz, frequency_
 
 def test_no_soapy_device():
     pytest.importorskip("gnuradio.soapy")
-    with pytest.raises(ConfigError, match=r"^soapy driver=null: source: .*Only 0 channels available\.$"):
+    with pytest.raises(ConfigError, match=r"^soapy driver=null: channel=0: it has none, counted from 0$"):
         open_radio(device_of("soapy", args="driver=null"), table())
     with pytest.raises(
         RadioError, match="no such device, or no driver 'some', which is apt-get install soapysdr-module-some"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from gnuradio.localize.receiver_source import receiver_source
 from gnuradio.localize.receivers import Receivers
 from gnuradio.localize.stream_outlet import stream_outlet
 from localize_core.errors import ConfigError, RadioError
+from localize_core.receivers import rate_watch
 from localize_core.receivers.host_clock import WallClock
 from localize_core.receivers.stream_buffer import StreamBuffer
 from localize_core.station.config import Station, parse_station
@@ -174,6 +176,16 @@ def test_a_server_that_falls_silent(run, start_rtl_tcp, ramp):
     bench.await_state("r0", "absent")
     server.resume()
     bench.await_state("r0", "streaming", restarts=1)
+
+
+def test_a_server_that_goes_on_at_its_own_rate(run, start_rtl_tcp, ramp, monkeypatch):
+    monkeypatch.setattr(rate_watch, "PIECE_S", 0.2)
+    server = start_rtl_tcp(ramp, rate_hz=1e6)
+    bench = run(station_of(server.address))
+    bench.await_state("r0", "absent")
+    said = re.fullmatch(r"sends (\d+) samples/s where 250000 are asked", bench.receivers.report()["r0"]["error"])
+    assert said is not None
+    assert int(said[1]) == pytest.approx(1e6, rel=0.1)
 
 
 def test_a_server_that_is_not_there_yet(run, start_rtl_tcp, ramp):

@@ -42,6 +42,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def check_channels(channels: Sequence[int], count: int) -> None:
+    """Raise ValueError where a device of `count` channels has not all of those."""
+    if max(channels) >= count:
+        raise ValueError(f"channel={max(channels)}: it has {count or 'none'}, counted from 0")
+
+
 def check_tuned(device: Device, station: StationTable, rate_hz: float, frequencies_hz: Sequence[float]) -> None:
     """Raise ConfigError where a driver took another rate or frequency than the station's."""
     wanted_hz = station.sample_rate_hz

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from localize_core.errors import ConfigError
 from localize_core.station.config import StationTable
 from localize_core.station.sources import Device
 
-from .drivers import check_tuned, chosen_outputs, import_driver, opening
+from .drivers import check_channels, check_tuned, chosen_outputs, import_driver, opening
 from .radio import Radio
 
-BIAS_DRIVERS = ("rtl", "hackrf", "airspy")
 MODES = {"off": 0, "manual": 1, "automatic": 2}
 
 
 def open_radio(device: Device, station: StationTable) -> Radio:
     """Receivers of one gr-osmosdr source. Raises as `radios.open_radio`."""
     driver = import_driver("osmosdr", device)
-    arguments = _arguments(device)
     with opening(device):
-        source = driver.source(arguments)
+        source = driver.source(device.source.driver_args)
         count = source.get_num_channels()
         channels = [each.channel for each in device.sources]
-        if max(channels) >= count:
-            raise ValueError(f"channel={max(channels)}: it has {count}, counted from 0")
+        check_channels(channels, count)
         source.set_sample_rate(station.sample_rate_hz)
         for channel in range(count):
             source.set_center_freq(station.frequency_hz, channel)
@@ -52,18 +48,3 @@ def open_radio(device: Device, station: StationTable) -> Radio:
     check_tuned(device, station, rate_hz, frequencies_hz)
     outputs = chosen_outputs(source, count, channels)
     return Radio(device.name, outputs, (source, outputs[0][0]), "host", rate_hz)
-
-
-def _arguments(device: Device) -> str:
-    """The arguments for gr-osmosdr. Raises ConfigError for what another kind or another key is there for."""
-    arguments: str = device.source.args
-    driver = arguments.partition("=")[0].strip()
-    if "rtl_tcp" in arguments:
-        raise ConfigError(f'{device.name}: write kind = "rtl-tcp" and address = "HOST:PORT", which outlive the server')
-    if not device.source.bias_tee:
-        return arguments
-    if driver not in BIAS_DRIVERS:
-        raise ConfigError(
-            f"{device.name}: bias_tee is known for {', '.join(BIAS_DRIVERS)}; of others it is one of the driver's args"
-        )
-    return f"{arguments},bias=1"

@@ -17,7 +17,7 @@ from pathlib import Path
 from gnuradio import blocks, gr
 from localize_core.errors import RadioError
 from localize_core.station.config import StationTable
-from localize_core.station.sources import Device
+from localize_core.station.sources import Device, split_address
 
 from .drivers import import_driver
 from .radio import Radio
@@ -88,7 +88,7 @@ def open_radio(device: Device, station: StationTable) -> Radio:
 
 def _connect(address: str) -> tuple[socket.socket, bytes]:
     """A connection to a server, and its greeting. Raises RadioError where there is none that has a radio."""
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     try:
         server = socket.create_connection((host, int(port)), timeout=CONNECT_S)
     except OSError as error:

@@ -5,6 +5,7 @@ gr-soapy tags the first sample, and the first after an overflow, with the device
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,13 +15,14 @@ from localize_core.station.config import StationTable
 from localize_core.station.drivers import soapy_driver, soapy_install
 from localize_core.station.sources import Device, SoapySource
 
-from .drivers import check_tuned, chosen_outputs, import_driver, opening
+from .drivers import check_channels, check_tuned, chosen_outputs, import_driver, opening
 from .radio import Radio
 
 PPS_S = 1.5
 """A pulse comes within a second."""
 MAX_TIME_ERROR_S = 0.5
 NO_DRIVER = "Device::make() no match"
+FEWER_CHANNELS = re.compile(r"Unsupported number of channels.*Only\s+(\d+) channels available", re.DOTALL)
 
 
 def open_radio(device: Device, station: StationTable) -> Radio:
@@ -32,7 +34,10 @@ def open_radio(device: Device, station: StationTable) -> Radio:
     with opening(device):
         try:
             source = soapy.source(shared.args, "fc32", count, "", shared.stream_args or "", [""], [""])
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            fewer = FEWER_CHANNELS.search(str(error))
+            if fewer is not None:
+                check_channels(channels, int(fewer[1]))
             driver = soapy_driver(shared.args)
             if driver is None or NO_DRIVER not in str(error):
                 raise

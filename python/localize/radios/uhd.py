@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from localize_core.errors import ConfigError, RadioError
+from localize_core.errors import RadioError
 from localize_core.station.config import StationTable
-from localize_core.station.drivers import UHD_IMAGES
+from localize_core.station.drivers import uhd_images_install
 from localize_core.station.sources import Device, UhdSource
 
-from .drivers import check_tuned, import_driver, opening
+from .drivers import check_channels, check_tuned, import_driver, opening
 from .radio import Radio
 
 LOCK_S = 30.0
@@ -31,13 +33,9 @@ def open_radio(device: Device, station: StationTable) -> Radio:
     """Receivers that are channels of one USRP or of several. Raises as `radios.open_radio`."""
     uhd = import_driver("gnuradio.uhd", device)
     shared: UhdSource = device.source
-    if not shared.has_one_clock and not shared.is_pulsed:
-        raise ConfigError(
-            f"{device.name}: several USRPs share their time at a pulse: give time_source, or args of one USRP each"
-        )
     _look(device)
     channels = [each.channel for each in device.sources]
-    with opening(device):
+    with opening(device), _counting_channels(channels):
         source = uhd.usrp_source(shared.args, uhd.stream_args(cpu_format="fc32", channels=channels))
         mboards = range(source.get_num_mboards())
         for mboard in mboards:
@@ -45,6 +43,7 @@ def open_radio(device: Device, station: StationTable) -> Radio:
                 source.set_subdev_spec(shared.subdev, mboard)
             source.set_clock_source(shared.clock_source, mboard)
             source.set_time_source(_time_source(source, shared, mboard), mboard)
+        check_channels(channels, sum(len(source.get_subdev_spec(mboard).split()) for mboard in mboards))
         source.set_samp_rate(station.sample_rate_hz)
         for port, table in enumerate(device.sources):
             _set_channel(source, port, table)
@@ -87,8 +86,19 @@ def _look(device: Device) -> None:
         raise RadioError(f"{device.name}: {FIND} did not end within {FIND_S:g} s") from error
     if found.returncode != 0:
         raise RadioError(
-            f"{device.name}: no such USRP; is it powered and connected, and its firmware here ({UHD_IMAGES})?"
+            f"{device.name}: no such USRP; is it powered and connected, and its firmware here ({uhd_images_install()})?"
         )
+
+
+@contextmanager
+def _counting_channels(channels: list[int]) -> Iterator[None]:
+    """UHD's word for a channel that is not there, which no other try mends, becomes a ValueError."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if isinstance(error, IndexError) or "IndexError" in str(error):
+            raise ValueError(f"channel={max(channels)}, counted from 0, or subdev: {error}") from error
+        raise
 
 
 def _time_source(source: Any, table: UhdSource, mboard: int) -> str:

@@ -499,9 +499,13 @@ def load_station(path: str | Path, *, folder: Path | None = None) -> Station:
     """
     path = Path(path)
     if path.is_dir():
+        if not (path / "station.toml").exists():
+            raise ConfigError(f"{path}: is a folder without station.toml, and so no recording of gr-localize")
         path /= "station.toml"
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     return parse_station(text, folder=(folder or path.parent).resolve(), name=str(path))

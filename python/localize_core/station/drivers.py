@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ INSTALL = {
     "osmosdr": f"apt-get install gr-osmosdr, or {_CONDA} gnuradio-osmosdr",
 }
 """Command for each module."""
-UHD_IMAGES = "apt-get install uhd-host && uhd_images_downloader"
+UHD_DOWNLOADER = "uhd_images_downloader"
 """USRPs load their firmware from this computer, which the distribution may not ship."""
 _SOAPY_PACKAGES = {
     "airspy": ("airspy", "airspy"),
@@ -39,6 +40,11 @@ _SOAPY_PACKAGES = {
     "uhd": ("uhd", "uhd"),
     "xtrx": ("xtrx", ""),
 }
+
+
+def uhd_images_install() -> str:
+    """The command that fetches the firmware of USRPs."""
+    return UHD_DOWNLOADER if shutil.which(UHD_DOWNLOADER) else f"apt-get install uhd-host && {UHD_DOWNLOADER}"
 
 
 def soapy_driver(args: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,20 @@ if TYPE_CHECKING:
 
 MAX_CHANNELS = 32
 RTL_TCP_HZ = 2**32
+RTL_SDR_RATES_HZ = ((225_001.0, 300_000.0), (900_001.0, 3_200_000.0))
+"""What an RTL2832 can do, both ends included; asked for another, it goes on at the rate before."""
+BIAS_DRIVERS = ("rtl", "hackrf", "airspy")
+"""Of gr-osmosdr, those with the argument `bias`."""
 
 
 class _Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def split_address(value: str) -> tuple[str, str]:
+    """HOST and PORT of HOST:PORT. An IPv6 address is in brackets there, and without them here."""
+    host, _, port = value.rpartition(":")
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host, port
 
 
 def _host_and_port(value: str) -> str:
@@ -26,6 +38,18 @@ def _host_and_port(value: str) -> str:
         raise ValueError("wanted HOST:PORT, such as 127.0.0.1:1234")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"the port is a number from 1 to 65535, found {port!r}")
+    return value
+
+
+def _tcp_address(value: str) -> str:
+    host, port = split_address(value)
+    if not value.startswith("["):
+        return _host_and_port(value)
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise ValueError("wanted an IPv6 address in the brackets, such as [::1]:1234") from None
+    _host_and_port(f"host:{port}")
     return value
 
 
@@ -113,6 +137,11 @@ class RadioSource(_Source):
         """Whether one oscillator samples all of the device's channels."""
         return True
 
+    @property
+    def is_rtl_sdr(self) -> bool:
+        """Whether it is known to be an RTL-SDR."""
+        return False
+
 
 class _AnalogueSource(RadioSource):
     """A device whose gain is set by hand or, without a number, by itself."""
@@ -172,6 +201,11 @@ class SoapySource(_AnalogueSource):
     def has_one_clock(self) -> bool:
         return not _names_several(self.args)
 
+    @property
+    def is_rtl_sdr(self) -> bool:
+        pairs = [part.partition("=")[::2] for part in self.args.split(",")]
+        return any(key.strip() in ("driver", "remote:driver") and value.strip() == "rtlsdr" for key, value in pairs)
+
 
 UhdClock = Literal["internal", "external", "gpsdo", "mimo"]
 
@@ -201,6 +235,11 @@ class UhdSource(_AnalogueSource):
     def _pulses(self) -> UhdSource:
         if self.sync == "pps" and self.time_source == "internal":
             raise ValueError("sync='pps' needs a time_source with a pulse each second: external, gpsdo or mimo")
+        if not self.has_one_clock and not self.is_pulsed:
+            raise ValueError(
+                f"args={self.args!r}: several USRPs share their time at a pulse: "
+                + ("leave out sync='host'" if self.sync == "host" else "give time_source, or args of one USRP each")
+            )
         return self
 
     @property
@@ -236,9 +275,39 @@ class OsmosdrSource(_AnalogueSource):
     dc_offset_mode: Literal["off", "manual", "automatic"] | None = None
     iq_balance_mode: Literal["off", "manual", "automatic"] | None = None
 
+    @model_validator(mode="after")
+    def _known_devices(self) -> OsmosdrSource:
+        for keys in self._devices:
+            if "rtl_tcp" in keys:
+                raise ValueError('args: write kind = "rtl-tcp" and address = "HOST:PORT", which outlive the server')
+            if self.bias_tee and not keys & set(BIAS_DRIVERS):
+                raise ValueError(
+                    f"bias_tee is known for {', '.join(BIAS_DRIVERS)}; of others it is one of the driver's args, "
+                    f"found args={self.args!r}"
+                )
+        return self
+
+    @property
+    def _devices(self) -> list[set[str]]:
+        """Keys of each device that `args` name."""
+        return [keys for keys, _ in _osmosdr_parts(self.args) if not keys & _OSMOSDR_COUNTS]
+
+    @property
+    def driver_args(self) -> str:
+        """`args`, with the power for an amplifier at each device where it is wanted."""
+        if not self.bias_tee:
+            return self.args
+        return " ".join(
+            part if keys & _OSMOSDR_COUNTS else f"{part},bias=1" for keys, part in _osmosdr_parts(self.args)
+        )
+
     @property
     def has_one_clock(self) -> bool:
         return False  # several dongles make one device as well
+
+    @property
+    def is_rtl_sdr(self) -> bool:
+        return any("rtl" in keys for keys in self._devices)
 
 
 class RtlTcpSource(_AnalogueSource):
@@ -247,12 +316,16 @@ class RtlTcpSource(_AnalogueSource):
     DEVICE: ClassVar[str] = "address"
 
     kind: Literal["rtl-tcp"]
-    address: Annotated[str, AfterValidator(_host_and_port)] = Field(description="HOST:PORT of rtl_tcp")
+    address: Annotated[str, AfterValidator(_tcp_address)] = Field(description="HOST:PORT of rtl_tcp")
     gain_db: GainDb = Field(None, description="the nearest that the tuner has")
     ppm: int = Field(0, ge=-1000, le=1000, description="how much too fast the device's oscillator runs")
     bias_tee: bool = Field(False, description="power for an amplifier at the antenna")
     direct_sampling: Literal["i", "q"] | None = Field(None, description="input that goes past the tuner")
     dc_removal: bool = False
+
+    @property
+    def is_rtl_sdr(self) -> bool:
+        return True
 
 
 class ZmqSource(RadioSource):
@@ -300,6 +373,16 @@ LIVE_KINDS = tuple(kind for kind, table in SOURCE_TABLES.items() if issubclass(t
 def _names_several(args: str) -> bool:
     """Whether numbered keys name more than one device."""
     return any(part.partition("=")[0].strip().endswith("1") for part in args.split(","))
+
+
+_OSMOSDR_COUNTS = {"numchan", "nchan"}
+"""Keys that say how many devices follow."""
+
+
+def _osmosdr_parts(args: str) -> list[tuple[set[str], str]]:
+    """gr-osmosdr's arguments, a part for each device and what else stands between spaces: its keys, and itself."""
+    parts = re.findall(r"(?:'[^']*'|[^ '])+", args)
+    return [({pair.partition("=")[0].strip("' ") for pair in part.split(",")}, part) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -350,12 +433,17 @@ def check_sources(station: StationTable, receivers: Sequence[ReceiverTable]) -> 
         source = receiver.source
         if not isinstance(source, RadioSource):
             continue
-        for key in ("sample_rate_hz", "frequency_hz"):
-            if isinstance(source, RtlTcpSource) and (value := getattr(station, key)) >= RTL_TCP_HZ:
-                raise ValueError(
-                    f"station.{key}={value:g}: receiver {receiver.name} has source.kind='rtl-tcp', whose protocol has "
-                    f"whole numbers below {RTL_TCP_HZ}"
-                )
+        if isinstance(source, RtlTcpSource) and station.frequency_hz >= RTL_TCP_HZ:
+            raise ValueError(
+                f"station.frequency_hz={station.frequency_hz:g}: receiver {receiver.name} has source.kind='rtl-tcp', "
+                f"whose protocol has whole numbers below {RTL_TCP_HZ}"
+            )
+        if source.is_rtl_sdr and not any(low <= station.sample_rate_hz <= high for low, high in RTL_SDR_RATES_HZ):
+            ranges = " or ".join(f"{low:.0f} to {high:.0f}" for low, high in RTL_SDR_RATES_HZ)
+            raise ValueError(
+                f"station.sample_rate_hz={station.sample_rate_hz:.12g}: receiver {receiver.name} is an RTL-SDR, "
+                f"which does {ranges}"
+            )
         device = f"{source.DEVICE}={source.device_key!r}"
         others = seen.setdefault((source.kind, source.device_key), [])
         for name, other in others:

@@ -435,9 +435,10 @@ def test_not_text(tmp_path):
 
 
 def test_a_missing_file(tmp_path):
-    for path in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(ConfigError, match="cannot be read"):
-            load_station(path)
+    with pytest.raises(ConfigError, match=r"^\S+/none\.toml: cannot be read: No such file or directory$"):
+        load_station(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}: is a folder without station\.toml, and so no recording"):
+        load_station(tmp_path)
 
 
 def test_paths_start_at_the_station_file_or_where_asked(tmp_path):

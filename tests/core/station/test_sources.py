@@ -24,6 +24,7 @@ CHANNEL: tuple[list[Any], list[Any]] = ([0, 31], [-1, 32, 0.5])
 GAIN: tuple[list[Any], list[Any]] = ([0.0, 49.6, -10], [-101.0, 201.0, "much"])
 BANDWIDTH: tuple[list[Any], list[Any]] = ([200e3], [0.0, -1.0])
 ADDRESSES = ["127.0.0.1", ":1234", "host:0", "host:65536", "host:port", "tcp://host:1", "a b:1", 1234]
+ADDRESSES += ["[]:1", "[::1]", "[h]:1", "[::1]:0", "::1:1"]
 MODES: tuple[list[Any], list[Any]] = (["off", "manual", "automatic"], ["on", True])
 
 GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
@@ -40,7 +41,7 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("soapy", "time_source", ["gpsdo"], ["", 5]),
     ("soapy", "stream_args", ["remote:prot=tcp,bufflen=1"], ["tcp", ""]),
     ("soapy", "settings", [{"biastee": "true"}], [{"biastee": True}, 5]),
-    ("uhd", "args", ["addr0=192.168.10.2,addr1=192.168.10.3"], ["", "b200"]),
+    ("uhd", "args", ["serial=30AD123,type=b200"], ["", "b200"]),
     ("uhd", "channel", *CHANNEL),
     ("uhd", "subdev", ["A:A A:B"], [""]),
     ("uhd", "antenna", ["RX2"], [""]),
@@ -64,7 +65,7 @@ GOOD_AND_BAD: list[tuple[str, str, list[Any], list[Any]]] = [
     ("osmosdr", "bias_tee", [True, False], ["maybe"]),
     ("osmosdr", "dc_offset_mode", *MODES),
     ("osmosdr", "iq_balance_mode", *MODES),
-    ("rtl-tcp", "address", ["localhost:1234", "radio.example.org:65535"], ADDRESSES),
+    ("rtl-tcp", "address", ["localhost:1234", "radio.example.org:65535", "[::1]:1234"], ADDRESSES),
     ("rtl-tcp", "agc", [True, False], ["maybe"]),
     ("rtl-tcp", "gain_db", *GAIN),
     ("rtl-tcp", "ppm", [-40, 0, 1000], [1001, 0.5]),
@@ -199,11 +200,76 @@ def test_a_channel_is_one_receiver_s():
         station(source("rtl-tcp"), source("rtl-tcp"))
 
 
-@pytest.mark.parametrize("key", ["sample_rate_hz", "frequency_hz"])
-def test_what_rtl_tcp_can_be_told(key):
-    with pytest.raises(ConfigError, match=rf"station\.{key}=4\.29497e\+09: receiver r0 .* below 4294967296"):
-        station(source("rtl-tcp"), **{key: 2.0**32})
-    assert station(source("soapy"), **{key: 2.0**32}).is_live
+def test_what_rtl_tcp_can_be_told():
+    with pytest.raises(ConfigError, match=r"station\.frequency_hz=4\.29497e\+09: receiver r0 .* below 4294967296"):
+        station(source("rtl-tcp"), frequency_hz=2.0**32)
+    assert station(source("soapy"), frequency_hz=2.0**32).is_live
+
+
+RTL_SDRS = [
+    source("rtl-tcp"),
+    source("soapy", args="serial=1, driver=rtlsdr"),
+    source("soapy", args="driver=remote,remote=tcp://h:1,remote:driver=rtlsdr"),
+    source("osmosdr", args="numchan=2 rtl=0 rtl=1"),
+]
+
+
+@pytest.mark.parametrize("radio", RTL_SDRS)
+def test_rates_of_an_rtl_sdr(radio):
+    for rate_hz in (225_001.0, 250e3, 300e3, 900_001.0, 2.048e6, 3.2e6):
+        assert station(radio, sample_rate_hz=rate_hz).is_live
+    for rate_hz in (20e3, 225e3, 300_001.0, 500e3, 900e3, 3_200_001.0, 2.0**32):
+        with pytest.raises(
+            ConfigError,
+            match=rf"station\.sample_rate_hz={rate_hz:.0f}: receiver r0 is an RTL-SDR, "
+            "which does 225001 to 300000 or 900001 to 3200000",
+        ):
+            station(radio, sample_rate_hz=rate_hz)
+
+
+@pytest.mark.parametrize(
+    "radio",
+    [source("soapy", args="driver=lime"), source("osmosdr", args="hackrf=0"), source("uhd"), source("zmq")],
+)
+def test_rates_of_other_radios_are_the_driver_s_to_judge(radio):
+    assert station(radio, sample_rate_hz=500e3).is_live
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("rtl=0", "rtl=0,bias=1"),
+        ("numchan=2 rtl=0 rtl=1", "numchan=2 rtl=0,bias=1 rtl=1,bias=1"),
+        ("nchan=2 rtl=0,buffers=8  hackrf=0", "nchan=2 rtl=0,buffers=8,bias=1 hackrf=0,bias=1"),
+        ("airspy=0,'label=on the roof'", "airspy=0,'label=on the roof',bias=1"),
+    ],
+)
+def test_each_device_of_osmosdr_powers_its_amplifier(args, told):
+    def asked(**keys: Any) -> str:
+        return station(source("osmosdr", args=args, **keys)).receiver[0].source.driver_args
+
+    assert (asked(bias_tee=True), asked()) == (told, args)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"args": "bladerf=0", "bias_tee": True},
+            r"r0\.source: bias_tee is known for rtl, hackrf, airspy;.*'bladerf=0'",
+        ),
+        ({"args": "numchan=2 rtl=0 bladerf=0", "bias_tee": True}, "bias_tee is known for rtl, hackrf, airspy"),
+        ({"args": "rtl_tcp=127.0.0.1:1234"}, 'r0.source: args: write kind = "rtl-tcp" and address = "HOST:PORT"'),
+        ({"args": "numchan=2 rtl=0 buffers=8,rtl_tcp=h:1"}, 'args: write kind = "rtl-tcp"'),
+    ],
+)
+def test_what_is_not_for_osmosdr(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        station(source("osmosdr", **keys))
+
+
+def test_a_file_of_osmosdr_may_have_any_name():
+    assert station(source("osmosdr", args="file=/tmp/rtl_tcp=rtl.bin,rate=5e5"), sample_rate_hz=500e3).is_live
 
 
 @pytest.mark.parametrize(
@@ -245,6 +311,13 @@ def test_other_sources_are_no_devices():
 TWO_USRPS = "addr0=192.168.10.2,addr1=192.168.10.3"
 
 
+def test_several_usrps_need_a_pulse():
+    with pytest.raises(ConfigError, match=r"r0\.source: args='addr0=.*': several USRPs share .* pulse: give time_"):
+        station(source("uhd", args=TWO_USRPS))
+    with pytest.raises(ConfigError, match="several USRPs share their time at a pulse: leave out sync='host'"):
+        station(source("uhd", args=TWO_USRPS, time_source="external", sync="host"))
+
+
 @pytest.mark.parametrize(
     ("sources", "shared", "sigma_ns"),
     [
@@ -252,7 +325,6 @@ TWO_USRPS = "addr0=192.168.10.2,addr1=192.168.10.3"
         ([source("soapy"), source("soapy", channel=1)], True, ONE_CLOCK_SIGMA_NS),
         ([source("zmq", channels=5, channel=n) for n in range(5)], True, ONE_CLOCK_SIGMA_NS),
         ([source("uhd"), source("uhd", args="serial=2")], False, None),
-        ([source("uhd", args=TWO_USRPS, channel=n) for n in range(2)], False, None),
         (
             [source("uhd", args=TWO_USRPS, channel=n, time_source="external") for n in range(2)],
             True,
