@@ -103,7 +103,7 @@ class localizer(gr.hier_block2):
             clocks, wait_s, replay = plan.clocks, plan.max_wait_s, plan.max_wait_s is not None and not is_live
             if station is not None and station.reference is not None:
                 # Recordings are read at any pace: one that lags is not late.
-                reference = reference_clock_of(station, contract.receivers, None if replay else plan.max_wait_s)
+                reference = reference_clock_of(station, contract.receivers, plan.max_wait_s, replay=replay)
                 self._refer(reference, streams)
                 streams = [(reference, index) for index in range(n_receivers)]
                 # Streams without a clock bring nothing, in recordings too.
@@ -118,7 +118,7 @@ class localizer(gr.hier_block2):
                 replay=replay,
             )
             self.blocks.append(aligner)
-            names = [receiver.name for receiver in contract.receivers]
+            names = aligner.names = [receiver.name for receiver in contract.receivers]
             self.engine.observe("alignment", lambda: _fares(names, aligner.aligner.streams))
             for index, stream in enumerate(streams):
                 self.connect(stream, (aligner, index))

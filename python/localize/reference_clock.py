@@ -41,7 +41,7 @@ class reference_clock(gr.basic_block):
 
     `receivers`: (name, latitude, longitude) or (name, latitude, longitude, altitude_m). `reference_hz` is the
     transmitter's own frequency. The others are the keys of a station file's `[reference]`; `max_wait_s` is that of
-    time_align: a stream that is later than this is done without, None waits.
+    time_align: a stream that is later than this is done without, None waits. `replay`: see ReferenceClock.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class reference_clock(gr.basic_block):
         wander_ppb: float = 2.0,
         max_error_ns: float = 100.0,
         max_wait_s: float | None = None,
+        replay: bool = False,
     ) -> None:
         places = [place_of(receiver) for receiver in receivers]
         settings = make_settings(
@@ -80,7 +81,14 @@ class reference_clock(gr.basic_block):
         delays_s = settings.path_delays_s(places, along_surface=along_surface(frequency_hz))
         count = len(places)
         self._make_clock = partial(
-            ReferenceClock, count, sample_rate_hz, frequency_hz, settings, delays_s, max_wait_s=max_wait_s
+            ReferenceClock,
+            count,
+            sample_rate_hz,
+            frequency_hz,
+            settings,
+            delays_s,
+            max_wait_s=max_wait_s,
+            replay=replay,
         )
         self.clock = self._make_clock()
         signature = [np.complex64] * count
@@ -91,9 +99,9 @@ class reference_clock(gr.basic_block):
         self._names = [place.name for place in places]
         self._watch, self._is_idle = InputWatch(), False
         self._has_started = False
-        self.on_lost: Callable[[list[str]], None] = lambda names: None
+        self.on_lost: Callable[[list[str]], None] | None = None
         """Called in the stream's thread with the receivers whose clocks are not known, at first and when these
-        change."""
+        change; the log has no warning of them then."""
         self._reset()
 
     def _reset(self) -> None:
@@ -191,21 +199,25 @@ class reference_clock(gr.basic_block):
         ]
         if lost != self._lost:
             self._lost = lost
-            self.on_lost(lost)
+            if self.on_lost is not None:
+                self.on_lost(lost)
         if locked == self._locked:
             return
         fewer = any(was and not now for was, now in zip(self._locked, locked, strict=False))
         self._locked = locked
         self.message_port_pub(STATUS_PORT, pmt.to_pmt(self.report()))
-        names = [name for name, one in zip(self._names, locked, strict=True) if one]
-        (self.logger.warn if fewer else self.logger.info)(f"clocks known: {', '.join(names) or 'none'}")
+        unknown = [name for name, one in zip(self._names, locked, strict=True) if not one]
+        said = f"no clock of {', '.join(unknown)}" if unknown else f"clocks of all {len(locked)} receivers are known"
+        (self.logger.warn if fewer and self.on_lost is None else self.logger.info)(said)
 
     def report(self) -> dict[str, Any]:
         """What is known of every receiver's clock, by its name; any thread may ask."""
         return {name: as_dict(one) for name, one in zip(self._names, self._status, strict=True)}
 
 
-def reference_clock_of(station: Station, receivers: Sequence[ContractReceiver], max_wait_s: float | None) -> Any:
+def reference_clock_of(
+    station: Station, receivers: Sequence[ContractReceiver], max_wait_s: float | None, *, replay: bool
+) -> Any:
     """The block that a station's `[reference]` asks for."""
     reference = station.reference
     assert reference is not None
@@ -216,5 +228,6 @@ def reference_clock_of(station: Station, receivers: Sequence[ContractReceiver], 
         station.station.frequency_hz,
         reference_hz=reference.frequency_hz,
         max_wait_s=max_wait_s,
+        replay=replay,
         **values,
     )

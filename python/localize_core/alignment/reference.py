@@ -43,8 +43,12 @@ class ReferenceClock:
 
     What comes out of a stream are its samples with the carrier turned back to the base's and the reference's band
     removed (see REMOVED, FADED), and `Seat`s on one common time. Until a stream's clock is known, and while it is lost,
-    nothing comes out of it; the others go on. `max_wait_s`: a stream that lags others by more is lost; None waits.
-    The output does not depend on how the streams were chopped, but for which of them lag.
+    nothing comes out of it; the others go on.
+
+    `max_wait_s`: a stream that lags others by more is lost; None waits. One that begins later than others by more, or
+    again, takes part `max_wait_s` after it has: with whatever delay it comes, this is known by then. `replay`: all
+    streams are waited for; then the output is what it was when the same streams came live.
+    The output does not depend on how the streams were chopped, where none is later than `max_wait_s`.
 
     Raises ConfigError where the reference does not lie in the band, or there is a single stream.
     """
@@ -58,6 +62,7 @@ class ReferenceClock:
         path_delays_s: Sequence[float],
         *,
         max_wait_s: float | None = None,
+        replay: bool = False,
     ) -> None:
         if n_streams < 2:
             raise ConfigError(f"n_streams={n_streams}: a reference compares two or more")
@@ -68,8 +73,10 @@ class ReferenceClock:
                 raise ConfigError(f"{name}={value}: must be positive")
         if max_wait_s is not None and not (math.isfinite(max_wait_s) and max_wait_s > 0.0):
             raise ConfigError(f"max_wait_s={max_wait_s}: must be positive, or None to wait for all")
+        if replay and max_wait_s is None:
+            raise ConfigError("replay=True: means nothing without max_wait_s, as all streams are waited for then")
         self.settings, self.sample_rate_hz, self.frequency_hz = settings, float(sample_rate_hz), float(frequency_hz)
-        self._max_wait_s = max_wait_s
+        self._max_wait_s, self._waits_for_all = max_wait_s, replay or max_wait_s is None
         offset_hz = settings.offset_hz(frequency_hz, sample_rate_hz)
         width_hz = settings.bandwidth_hz + 2.0 * settings.margin_hz(frequency_hz)
         taps = removal_taps(sample_rate_hz, offset_hz, settings.bandwidth_hz)
@@ -114,9 +121,12 @@ class ReferenceClock:
         own = self._streams[stream]
         if own.cut is not None:
             return max(own.cut - own.seen, 0)
-        ahead = round(self._ahead_s * self.sample_rate_hz)
-        here = own.begin if not self._time.begun else max(self._position(own), own.begin)
-        return max(here + ahead - own.seen, 0)
+        ahead_s, here = self._ahead_s, own.begin
+        if self._time.begun:
+            here = max(self._position(own), here)
+        else:
+            ahead_s += self._max_wait_s or 0.0
+        return max(here + round(ahead_s * self.sample_rate_hz) - own.seen, 0)
 
     def push(self, stream: int, samples: Samples, marks: Sequence[Mark] = ()) -> int:
         """Append a stream's next samples and what they carry. Returns how many were taken, `room` at most, and none
@@ -173,31 +183,81 @@ class ReferenceClock:
 
     def _step(self) -> bool:
         for index, stream in enumerate(self._streams):
-            if stream.cut is not None and stream.seen >= stream.cut and (not self._time.begun or self._awaited(index)):
-                # There is no more of this piece.
+            if self._time.begun:
+                self._admit(stream)
+            if stream.cut is not None and stream.seen >= stream.cut and self._is_used_up(index):
                 self._restart(index, stream.cut, lost=True)
         if not self._time.begun and not self._start():
             return False
         for index, stream in enumerate(self._streams):
+            self._admit(stream)
+            stream.come_to(self._position(stream))
             if self._awaited(index):
                 if not self._lags(index):
                     return False
                 self._restart(index, stream.seen, lost=False)
-        if not any(self._present(index) for index in range(len(self._streams))):
-            return False
-        self._work()
-        return True
+        if self._any_present():
+            self._work()
+            return True
+        return self._skip()
+
+    def _skip(self) -> bool:
+        """Go on to the next block that somebody takes part in, where that is known."""
+        here, coming = self._block, [stream for stream in self._streams if (stream.entry or 0) > self._block]
+        for entry in sorted({stream.entry or 0 for stream in coming}):
+            self._block = entry
+            first = [stream for stream in coming if stream.entry == entry]
+            if self._any_present() or any(stream.cut is not None and stream.seen >= stream.cut for stream in first):
+                return True
+            if not all(stream.ended for stream in first):
+                break
+        self._block = here
+        return False
+
+    def _any_present(self) -> bool:
+        return any(self._present(index) for index in range(len(self._streams)))
 
     def _start(self) -> bool:
+        """The time begins with the last of those streams that begin about when the first one does."""
         begun = [stream for stream in self._streams if self._begun(stream)]
-        waits = any(not self._begun(stream) and not stream.ended for stream in self._streams)
-        if len(begun) < 2 or (waits and self._max_wait_s is None):
+        if len(begun) < 2:
             return False
-        seconds, fraction = max((stream.begin_time() for stream in begun if stream.host), default=(0, 0.0))
-        self._time.begin(seconds, fraction)
+        times = [stream.begin_time() for stream in begun if stream.host]
+        first = min(times, default=(0, 0.0))
+        if any(not self._begun(stream) and not stream.ended for stream in self._streams):
+            if self._max_wait_s is None or self._waits_for_all:
+                return False
+            if not any(self._seen_after_s(stream, first) >= 2.0 * self._max_wait_s for stream in begun):
+                return False
+        together = [time for time in times if _after_s(time, first) <= (self._max_wait_s or math.inf)]
+        origin = max(together, default=first)
+        self._time.begin(*origin)
         for stream in self._streams:
-            stream.default = (seconds, fraction)
+            stream.default = origin
+            if stream in begun and (stream.host is None or stream.begin_time() in together):
+                stream.entry = 0
         return True
+
+    def _seen_after_s(self, stream: ReferenceStream, time: tuple[int, float]) -> float:
+        """How long after a time a stream's samples reach."""
+        ahead_s = (stream.seen - stream.begin) / self.sample_rate_hz
+        return ahead_s + (_after_s(stream.begin_time(), time) if stream.host else 0.0)
+
+    def _admit(self, stream: ReferenceStream) -> None:
+        """Find out with which block a stream begins to take part, once its times are known."""
+        if stream.entry is not None or stream.seen <= stream.begin:
+            return
+        wait_s = self._max_wait_s or 0.0
+        if stream.host is None and stream.seen - stream.begin < wait_s * self.sample_rate_hz:
+            return
+        stream.entry = max(self._time.block_at(stream.begin_time(), wait_s), self._block)
+
+    def _is_used_up(self, index: int) -> bool:
+        """Of a stream of which no more than this piece has come: whether there is nothing more in it."""
+        stream = self._streams[index]
+        if not self._time.begun:
+            return not self._begun(stream)
+        return stream.entry is None or self._awaited(index)
 
     def _begun(self, stream: ReferenceStream) -> bool:
         return stream.band.end * self._decimation > stream.begin
@@ -205,20 +265,26 @@ class ReferenceClock:
     def _awaited(self, index: int) -> bool:
         """Whether this stream lacks samples for the next block."""
         stream = self._streams[index]
-        if stream.ended or (stream.seen <= stream.begin and self._max_wait_s is not None and stream.cut is None):
+        if stream.ended:
             return False
-        return not self._present(index)
+        if stream.entry is None:
+            return self._waits_for_all
+        return self._block >= stream.entry and not self._present(index)
 
     def _present(self, index: int) -> bool:
         stream = self._streams[index]
-        needed = (
-            self._position(stream) + self._layout.block_n + (stream.delay_s + self._layout.sub_s) * self.sample_rate_hz
-        )
-        return stream.band.end * self._decimation >= needed
+        if stream.entry is None or self._block < stream.entry:
+            return False
+        return stream.band.end * self._decimation >= self._needed(stream)
+
+    def _needed(self, stream: ReferenceStream) -> int:
+        """Up to which sample a stream has to have come for the block."""
+        late_s = stream.delay_s + self._layout.sub_s
+        return self._position(stream) + self._layout.block_n + math.ceil(late_s * self.sample_rate_hz)
 
     def _lags(self, index: int) -> bool:
         """Whether another stream has come so much farther that this one is not waited for."""
-        if self._max_wait_s is None:
+        if self._max_wait_s is None or self._waits_for_all:
             return False
         own = self._streams[index]
         wait_s = self._max_wait_s + (0.0 if own.clock or index == self._base else self.settings.search_s)
@@ -241,6 +307,8 @@ class ReferenceClock:
 
     def _work(self) -> None:
         present = [index for index in range(len(self._streams)) if self._present(index)]
+        for stream in (self._streams[index] for index in present):
+            stream.reach = self._needed(stream)
         if self._base is None or self._base not in present:
             self._choose_base(present)
         if self._base is not None:
@@ -291,8 +359,9 @@ class ReferenceClock:
             self._found_base(index, carrier_hz, self._block)
 
     def _enough(self, index: int) -> bool:
-        band = self._streams[index].band
-        return band.samples.held >= self._block_s * self._layout.band_rate_hz
+        stream = self._streams[index]
+        held = stream.reach // self._decimation - stream.band.samples.first
+        return held >= self._block_s * self._layout.band_rate_hz
 
     def _found_base(self, index: int, carrier_hz: float, block: int) -> None:
         """A base from `block` on, where no clock is known: its own time stamps begin the common time, or go on as they
@@ -426,3 +495,7 @@ class ReferenceClock:
 
     def _any_queued(self) -> bool:
         return any(stream.queued for stream in self._streams)
+
+
+def _after_s(time: tuple[int, float], before: tuple[int, float]) -> float:
+    return time[0] - before[0] + time[1] - before[1]

@@ -128,6 +128,13 @@ class CommonTime:
         """Block 0 begins at this time."""
         self._origin = seconds, Fraction(fraction)
 
+    def block_at(self, time: tuple[int, float], later_s: float) -> int:
+        """The first block that begins no earlier than `later_s` after a time."""
+        assert self._origin is not None
+        seconds, fraction = self._origin
+        after = time[0] - seconds + Fraction(time[1]) - fraction + Fraction(later_s)
+        return math.ceil(after * self._rate / self._block_n)
+
     def at(self, block: int) -> tuple[int, float]:
         """When a block begins: whole seconds and the rest."""
         assert self._origin is not None

@@ -33,13 +33,13 @@ class Searcher:
             return False
         length = int(own.template_s * rate_hz)
         start = math.ceil((place.n - place.lead_s * own.sample_rate_hz) / own.decimation)
-        if start < base.band.samples.first or start + length > base.band.end:
+        if start < base.band.samples.first or start + length > base.reach // own.decimation:
             return False
         template = base.band.samples.view(start, start + length)
         around = stream.host_index(self._time.at(block)) // own.decimation
         reach = round(settings.search_s * rate_hz)
         first = max(around - reach, stream.band.samples.first)
-        end = min(around + reach + length, stream.band.end)
+        end = min(around + reach + length, stream.reach // own.decimation)
         if end - first <= length:
             return False
         found = search(
@@ -84,15 +84,15 @@ class Searcher:
     def pause(self, stream: ReferenceStream) -> int:
         """Blocks until another search makes sense where there is no more of a stream than now."""
         own = self._layout
-        have_s = (stream.band.end * own.decimation - stream.begin) / own.sample_rate_hz
-        pause_s = min(max(0.5 * have_s, own.block_s), 0.5 * own.settings.search_s + 2.0 * own.block_s)
+        have_s = (stream.reach - stream.begin) / own.sample_rate_hz
+        pause_s = min(max(0.3 * have_s, own.block_s), 0.5 * own.settings.search_s + 2.0 * own.block_s)
         return max(1, round(pause_s / own.block_s))
 
     def _reaches(self, stream: ReferenceStream, place: Place) -> bool:
         own, band = self._layout, stream.band
         late = stream.delay_s * own.sample_rate_hz
         last = place.n + own.block_n * (1.0 + 4e-4) + late + own.decimation * 2
-        return place.n // own.decimation - 1 >= band.samples.first and last <= band.end * own.decimation
+        return place.n // own.decimation - 1 >= band.samples.first and last <= stream.reach
 
     def _since_s(self, stream: ReferenceStream, block: int) -> float:
         return (stream.host_index(self._time.at(block)) - stream.begin) / self._layout.sample_rate_hz

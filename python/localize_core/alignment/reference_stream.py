@@ -76,7 +76,10 @@ class Written:
 class ReferenceStream:
     """One stream: its samples, what is extracted of them, its clock, and what waits to be taken.
 
-    `delay_s`: by how much later than the first of all streams it hears the reference.
+    `delay_s`: by how much later than the first of all streams it hears the reference. `entry`: the block from which on
+    it takes part, None where that is not known. `reach`: samples before this may be of use in the current block; what
+    else has come may not, or what comes out would depend on how the stream came. For the same reason a time stamp
+    counts from its sample on: `host` is the one that does, `latest` the newest.
     """
 
     def __init__(self, band: BandExtractor, taps: Samples, sample_rate_hz: float, delay_s: float) -> None:
@@ -86,8 +89,12 @@ class ReferenceStream:
         self.seen = self.begin = self.marked = self.keep_from = 0
         self.cut: int | None = None
         self.length: int | None = None
+        self.entry: int | None = None
+        self.reach = 0
         self.host: Mark | None = None
-        self.host_rate = 0.0
+        self.latest: Mark | None = None
+        self._later: deque[Mark] = deque()
+        self._host_rate = 0.0
         self.default = (0, 0.0)
         self.clock: ClockFilter | None = None
         self.place: Place | None = None
@@ -118,14 +125,37 @@ class ReferenceStream:
     # Its own time stamps
 
     def hear(self, mark: Mark) -> None:
+        if mark.restart:  # of a stream that was given up when it fell silent
+            self.forget_stamps()
         if mark.rate_hz is not None and mark.rate_hz > 0.0 and abs(mark.rate_hz / self._rate_hz - 1.0) < 0.01:
-            self.host_rate = self._rate_hz / mark.rate_hz - 1.0
+            self._host_rate = self._rate_hz / mark.rate_hz - 1.0
         if mark.time is not None:
-            self.host = replace(mark, rate_hz=self._rate_hz / (1.0 + self.host_rate))
+            self.latest = replace(mark, rate_hz=self._rate_hz / (1.0 + self._host_rate))
+            if self.host is None:
+                self.host = self.latest
+            else:
+                self._later.append(self.latest)
+
+    def forget_stamps(self) -> None:
+        self.host = self.latest = None
+        self.shift_s = 0.0
+        self._later.clear()
+
+    def come_to(self, index: int) -> None:
+        """Sample `index` stands at the block's start: stamps up to it count."""
+        while self._later and self._later[0].index <= index:
+            self.host = self._later.popleft()
+
+    @property
+    def host_rate(self) -> float:
+        """How slow its clock is by the stamp that counts."""
+        if self.host is None or self.host.rate_hz is None:
+            return self._host_rate
+        return self._rate_hz / self.host.rate_hz - 1.0
 
     def jumps(self, index: int, time: tuple[int, float]) -> bool:
         """Whether a time stamp says that samples were lost before it."""
-        last = self.host
+        last = self.latest
         if last is None or last.time is None:
             return False
         rate_hz = last.rate_hz or self._rate_hz
@@ -182,8 +212,9 @@ class ReferenceStream:
         """Nothing before sample `at` counts; where samples were `lost`, its time stamps neither."""
         self.begin = -(-at // self.band.decimation) * self.band.decimation
         self.cut, self.marked, self.keep_from = None, at, self.begin
+        self.entry = None
         if lost:
-            self.host, self.shift_s = None, 0.0
+            self.forget_stamps()
         self.raw.drop(min(self.begin, self.seen))
         self.band.start(self.begin)
         self.next_try = 0

@@ -70,11 +70,11 @@ class Tracker:
         return measure(first, second, times_s, frequency_hz=own.bins_hz, max_delay_s=own.reach_s).seen
 
     def heard(self, stream: ReferenceStream) -> tuple[float, float]:
-        """How strong the reference is in the newest block of a stream, over the noise, and how far off its carrier."""
+        """How strong the reference is in the latest of a stream, over the noise, and how far off its carrier."""
         own, band = self._layout, stream.band
-        count = round(own.block_s * own.band_rate_hz)
+        count, end = round(own.block_s * own.band_rate_hz), stream.reach // own.decimation
         centre_hz, snr = band_centre(
-            band.samples.view(band.end - count, band.end),
+            band.samples.view(end - count, end),
             rate_hz=own.band_rate_hz,
             bandwidth_hz=own.settings.bandwidth_hz,
             max_offset_hz=own.margin_hz + abs(own.off_hz),

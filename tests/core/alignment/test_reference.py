@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,7 +161,7 @@ def rms(values: np.ndarray) -> float:
     [
         ({}, {}, 8.0),
         ({"wave": "fm"}, {}, 25.0),
-        ({"start_s": np.array([0.31, -0.28, 0.02, -0.44]), "seconds": 3.6}, {}, 9.0),
+        ({"start_s": np.array([0.31, -0.28, 0.02, -0.44]), "seconds": 3.8}, {}, 9.0),
         ({"carriers_hz": np.array([900.0, -2500.0, 300.0, 1700.0])}, {"carrier": "independent"}, 12.0),
         ({"wave": "fm", "carriers_hz": np.array([900.0, -2500.0, 0.0, 9.0])}, {"carrier": "independent"}, 40.0),
         ({"wander_s": 4e-7}, {}, 9.0),
@@ -301,6 +302,82 @@ def test_a_stream_that_falls_silent_is_done_without():
     assert ends[2] < 1.1 * RATE_HZ
 
 
+@dataclass
+class Radio:
+    """What one receiver brings: samples, when each was taken, and its marks."""
+
+    samples: np.ndarray
+    times_s: np.ndarray
+    marks: list[Mark]
+
+
+def radios(air: Air, rng: np.random.Generator, away_s: list[tuple[float, float]]) -> list[Radio]:
+    """Each is away from one time to another; stamps are off by milliseconds and jump about a little."""
+    found = []
+    for stream, (gone_s, back_s) in enumerate(away_s):
+        nominal_s = np.arange(air.streams.shape[1]) / RATE_HZ
+        kept = (nominal_s < gone_s) | (nominal_s >= back_s)
+        cut = int(np.sum(nominal_s < gone_s))
+        times_s, count = air.times_s[stream][kept], int(np.sum(kept))
+        marks, off_s = [], rng.uniform(0.0, 5e-3)
+        for index in sorted({*range(0, count, 9_000), cut}):
+            off_s = rng.uniform(0.0, 5e-3) if index == cut else off_s
+            stamp_s = 5.0 + times_s[index] + off_s + rng.uniform(-3e-7, 3e-7)
+            marks.append(Mark(index, (int(stamp_s), stamp_s % 1.0), RATE_HZ, restart=index == cut > 0))
+        found.append(Radio(air.streams[stream][kept], times_s, marks))
+    return found
+
+
+def heard_of(heard: list[Radio], come: Callable[[int, float], int], **options) -> Told:
+    """`come`: how many samples of a stream there are at a time."""
+    settings = ReferenceSettings(**(SETTINGS | {"search_s": 0.1}))
+    clock = ReferenceClock(4, RATE_HZ, TUNED_HZ, settings, DELAYS_S, **options)
+    seats: list[list[Seat]] = [[] for _ in range(4)]
+    out: list[list[np.ndarray]] = [[] for _ in range(4)]
+    at = [0] * 4
+    for now_s in np.arange(0.0, 6.0, 0.03):
+        for stream, radio in enumerate(heard):
+            end = come(stream, now_s)
+            marks = [mark for mark in radio.marks if at[stream] <= mark.index < end]
+            at[stream] += clock.push(stream, radio.samples[at[stream] : end], marks)
+        clock.advance()
+        for stream in range(4):
+            samples, found = clock.pull(stream, 1 << 30)
+            out[stream].append(samples)
+            seats[stream] += found
+    return Told(clock, seats, [np.concatenate(parts) for parts in out])
+
+
+@pytest.mark.parametrize(
+    "away_s",
+    [
+        [(0.0, 0.0), (0.0, 0.52), (1.31, 1.87), (2.05, 2.6)],
+        [(1.31, 1.62), (1.27, 1.71), (1.3, 2.13), (1.33, 1.9)],
+    ],
+    ids=["some", "all"],
+)
+def test_a_replay_gives_what_live_gave(away_s):
+    rng = np.random.default_rng(1)
+    heard = radios(Air(seconds=3.6), rng, away_s)
+    lags_s = rng.uniform(0.0, 0.25, (4, 200))
+
+    def as_it_came(stream: int, now_s: float) -> int:
+        return int(np.searchsorted(heard[stream].times_s, now_s - lags_s[stream, round(now_s / 0.03)]))
+
+    def at_once(stream: int, now_s: float) -> int:
+        return len(heard[stream].samples)
+
+    live = heard_of(heard, as_it_came, max_wait_s=0.3)
+    again = heard_of(heard, at_once, max_wait_s=0.3, replay=True)
+    for stream in range(4):
+        assert sum(seat.restart for seat in live.seats[stream]) == (away_s[stream][0] > 0.0)
+        count = min(len(live.samples[stream]), len(again.samples[stream]))
+        shared = min(len(live.seats[stream]), len(again.seats[stream]))
+        assert live.seats[stream][-1].time[0] + live.seats[stream][-1].time[1] > 5.0 + 3.2
+        assert live.seats[stream][:shared] == again.seats[stream][:shared]
+        np.testing.assert_array_equal(live.samples[stream][:count], again.samples[stream][:count])
+
+
 def test_another_base_goes_on_with_the_same_time():
     """The base hears the reference no more; what the others are told runs on as fast as before."""
     air, old = Air(seconds=3.4), base_of(usual()[1])
@@ -438,6 +515,7 @@ def test_a_beacon_that_repeats_itself_is_refused():
         ({"sample_rate_hz": 0.0}, "sample_rate_hz"),
         ({"frequency_hz": -1.0}, "frequency_hz"),
         ({"max_wait_s": 0.0}, "max_wait_s"),
+        ({"replay": True}, "replay=True"),
         ({"sample_rate_hz": 100e3}, "at most 0.45"),
     ],
 )
