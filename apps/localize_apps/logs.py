@@ -36,6 +36,7 @@ from localize_core.addresses import without_password
 FORMATS = ("text", "json")
 BURST, TEMPLATE_BURST = 5, 30
 INTERVAL_S = 60.0
+TOPIC_INTERVAL_S = 10.0
 MAX_KINDS = 1000
 IDLE_S = 0.2
 """A line without an end is taken for one after this time."""
@@ -50,7 +51,7 @@ START = (
 )
 
 NOTICE = "localize_apps"
-"""The logger of what a command says to its user in any case."""
+"""The logger of what a command says to its user."""
 
 PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 LEVELS = {
@@ -73,7 +74,12 @@ DRIVER_LINE = re.compile(
 )
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 NUMBER = re.compile(r"\d+")
-KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "verbatim", "summary"}
+# what gr-osmosdr and what it is built on say each time that they begin
+BANNER_LINE = re.compile(
+    r"gr-osmosdr .* gnuradio .*|built-in source types: .*|Using \S+ for xtrxdsp_\S+|CPU Features: .*"
+    r"|The RTL TCP server reports a .* tuner with .* gains\."
+)
+KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "verbatim", "summary", "topic"}
 
 
 @dataclass
@@ -90,8 +96,10 @@ class RateLimit(logging.Filter):
     """Lets `burst` records of a kind pass in `interval_s`; then one says how many more there were.
 
     A kind: what one logger says at one level, numbers aside; or, `by_template`, what it says with one template, and
-    then errors pass whatever they say. `handler` gets the summaries, from the thread of the next record or, where none
-    comes, from one of its own. At most `max_kinds` are kept apart; the oldest gives way.
+    then errors pass whatever they say; or, `by_topic`, all that it says with one `topic`: of a state that comes and
+    goes, the last that is said is what is true. Records with a topic are for `by_topic` alone. `handler` gets the
+    summaries, from the thread of the next record or, where none comes, from one of its own. At most `max_kinds` are
+    kept apart; the oldest gives way.
     """
 
     def __init__(
@@ -100,12 +108,13 @@ class RateLimit(logging.Filter):
         *,
         burst: int = BURST,
         by_template: bool = False,
+        by_topic: bool = False,
         interval_s: float = INTERVAL_S,
         max_kinds: int = MAX_KINDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._handler, self._by_template = handler, by_template
+        self._handler, self._by_template, self._by_topic = handler, by_template, by_topic
         self._burst, self._interval_s, self._max_kinds, self._clock = burst, interval_s, max_kinds, clock
         self._kinds: OrderedDict[tuple[str, int, str], _Kind] = OrderedDict()
         self._lock = threading.Lock()
@@ -114,9 +123,15 @@ class RateLimit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "summary") or (self._by_template and record.levelno >= logging.ERROR):
             return True
+        topic = getattr(record, "topic", None)
+        if (topic is not None) != self._by_topic:
+            return True
         now_s = self._clock()
-        text = str(record.msg) if self._by_template else record.getMessage()
-        key = (record.name, record.levelno, NUMBER.sub("#", text[:500]))
+        if self._by_topic:
+            key = (record.name, 0, str(topic))
+        else:
+            text = str(record.msg) if self._by_template else record.getMessage()
+            key = (record.name, record.levelno, NUMBER.sub("#", text[:500]))
         with self._lock:
             over = self._over(now_s)
             kind = self._kinds.get(key)
@@ -249,7 +264,11 @@ class _Setup:
         self.level, self.form, self.journal = level, form, journal
         self.handler = logging.StreamHandler(stream)
         self.handler.setFormatter((JsonFormatter if form == "json" else TextFormatter)(journal))
-        self._limits = (RateLimit(self.handler), RateLimit(self.handler, burst=TEMPLATE_BURST, by_template=True))
+        self._limits = (
+            RateLimit(self.handler),
+            RateLimit(self.handler, burst=TEMPLATE_BURST, by_template=True),
+            RateLimit(self.handler, by_topic=True, interval_s=TOPIC_INTERVAL_S),
+        )
         self.hooks: tuple[Any, Any] | None = None  # Python's, where ours are in their place
         if level > logging.DEBUG:  # who asks for all gets all
             for limit in self._limits:
@@ -306,9 +325,11 @@ def _log_thread_exception(hook: threading.ExceptHookArgs) -> None:
 
 
 def say(message: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Tell the user in any case, whatever the level of the logs: as it stands in text, as a record in JSON."""
+    """Tell the user, unless only errors are wanted: as it stands in text, as a record in JSON."""
     if _setup is None:
         click.echo(message, err=True)
+        return
+    if level < _setup.level >= logging.ERROR:
         return
     record = logging.makeLogRecord(
         {"name": NOTICE, "levelno": level, "levelname": logging.getLevelName(level), "msg": message, **fields}
@@ -389,6 +410,8 @@ class NativeLines:
                 parts.append((f"gnuradio.{found['logger']}", LEVELS[found["level"]], [found["message"]]))
             elif found := DRIVER_LINE.fullmatch(plain):
                 parts.append((found["logger"] or "driver", LEVELS[found["level"].lower()], [found["message"]]))
+            elif BANNER_LINE.fullmatch(plain):
+                parts.append(("driver", logging.INFO, [plain]))
             elif parts and parts[-1][0].startswith("gnuradio."):
                 parts[-1][2].append(line)
             else:

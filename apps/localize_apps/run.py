@@ -25,6 +25,10 @@ from localize_apps.systemd import ServiceReport
 log = logging.getLogger(__name__)
 
 
+OWN_LINES = ("receiver_lost",)
+"""Conditions whose every change has a line of its own."""
+
+
 def with_http(station: Station, port: int | None) -> Station:
     """The station, its HTTP service at this port where one is given."""
     if port is None:
@@ -104,6 +108,44 @@ def command(
     return carry_out(load, on_fix=show, duration_s=duration_s, live=not fast)
 
 
+class StatusLog:
+    """Called with each status of an engine: logs what has changed since the last.
+
+    A problem is worth a warning, and so are its end and a model that has changed; nothing else is.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, Any] = {}
+        self._reasons: dict[str, set[str]] = {}
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        state = status["state"]
+        told = {key: status.get(key) for key in ("state", "model", "version", "sha256")}
+        reasons = {each["reason"]: set(each["detail"].split("; ")) for each in status["reasons"]}
+        over = [reason for reason in self._reasons if reason not in reasons]
+        # A detail may be a list, such as one of receivers: what is new in it.
+        fresh = {
+            each["reason"]: "; ".join(
+                part for part in each["detail"].split("; ") if part not in self._reasons.get(each["reason"], ())
+            )
+            for each in status["reasons"]
+        }
+        news = "".join(f"; {reason}: {detail}" for reason, detail in fresh.items() if detail)
+        news += "".join(f"; {reason} is over" for reason in over if reasons)
+        changed = bool(self._told) and told != self._told and state != "stopped"
+        # Receivers say themselves where they have gone.
+        worse = any(detail and reason not in OWN_LINES for reason, detail in fresh.items())
+        begins = any(reason not in self._reasons for reason in reasons)
+        if told == self._told and reasons == self._reasons:
+            level = logging.DEBUG
+        else:
+            level = logging.WARNING if changed or worse or begins or over or state == "failed" else logging.INFO
+        self._told, self._reasons = told, reasons
+        serving = f"{told['model']} version {told['version']} ({str(told['sha256'])[:12]})"
+        fields = {**told, "reasons": list(reasons), "topic": "status"}
+        log.log(level, "status: %s, %s%s", state, serving, news, extra=fields)
+
+
 def carry_out(
     load: Callable[[], Station],
     *,
@@ -118,20 +160,7 @@ def carry_out(
     """
     station = load()
 
-    told: dict[str, Any] = {}
-
-    def note(status: dict[str, Any]) -> None:
-        news = {key: status.get(key) for key in ("state", "model", "version", "sha256")}
-        # A problem is worth a warning, and so are its end and a model that has changed.
-        changed = bool(told) and news != told and status["state"] != "stopped"
-        loud = changed or status["state"] in ("degraded", "failed")
-        told.update(news)
-        reasons = "".join(f"; {each['reason']}: {each['detail']}" for each in status["reasons"])
-        serving = f"{news['model']} version {news['version']} ({str(news['sha256'])[:12]})"
-        fields = {**news, "reasons": [each["reason"] for each in status["reasons"]]}
-        level = logging.WARNING if loud else logging.INFO
-        log.log(level, "status: %s, %s%s", status["state"], serving, reasons, extra=fields)
-
+    note = StatusLog()
     try:
         with logs.native_lines(), own_stdout():
             result = run_station(
@@ -155,6 +184,6 @@ def carry_out(
         logs.complain(result.failure)
         return 1
     if result.fixes == 0 and not result.interrupted:
-        logs.complain("the streams ended before a window was full; no fix was made")
+        logs.complain(f"no fix was made: {result.without_fix}")
         return 1
     return 0

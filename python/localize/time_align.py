@@ -68,6 +68,8 @@ class time_align(gr.basic_block):
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.message_port_register_out(STATUS_PORT)
         self._n_receivers = n_receivers
+        self.names = [f"stream {index}" for index in range(n_receivers)]
+        """What the log calls the receivers."""
         self._goes_on = max_wait_s is not None and not replay
         self._watch, self._is_idle = InputWatch(), False
         self._has_started = False
@@ -226,5 +228,20 @@ class time_align(gr.basic_block):
         }
         self.message_port_pub(STATUS_PORT, pmt.to_pmt(status))
         is_well = state in ("acquiring", "aligned") or (state == "receivers" and all(self.aligner.present))
-        report = self.logger.info if is_well else self.logger.warn
-        report(", ".join(f"{name} {value}" for name, value in status.items()))
+        (self.logger.info if is_well else self.logger.warn)(self._in_words(state))
+        self.logger.debug(", ".join(f"{name} {value}" for name, value in status.items()))
+
+    def _in_words(self, state: str) -> str:
+        """A state for the log."""
+        count, alignment = self._n_receivers, self.aligner.alignment
+        if state == "acquiring":
+            return f"gathering {count} receivers"
+        if state == "aligned":
+            return f"aligned: {count} receivers"
+        if state == "gap":
+            return f"samples were lost; so far {alignment.gaps_filled} gaps filled, {alignment.gaps_skipped} skipped"
+        if state == "receivers":
+            absent = [name for name, present in zip(self.names, self.aligner.present, strict=True) if not present]
+            return f"{', '.join(absent)} {'are' if absent[1:] else 'is'} absent" if absent else "all receivers are back"
+        untimed = [name for name, timed in zip(self.names, self.aligner.timed, strict=True) if not timed]
+        return f"no usable times of {', '.join(untimed)}: not aligned"

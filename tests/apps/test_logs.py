@@ -134,6 +134,21 @@ def test_texts_without_end_are_of_one_template_but_errors_come_through(kept):
     assert sum(message.startswith("the mast") for message in kept.messages) == 64
 
 
+def test_the_last_word_on_a_topic_comes_soon_and_last(kept):
+    """States that come and go are of one kind, whatever they say, and of no other limit."""
+    clock = Clock()
+    kept.addFilter(RateLimit(kept, burst=1, clock=clock))
+    kept.addFilter(RateLimit(kept, burst=3, by_topic=True, interval_s=10.0, clock=clock))
+    for number in range(8):
+        kept.handle(record("degraded" if number % 2 else "ready", topic="status"))
+        kept.handle(record("ready", topic="another"))
+    assert [each.getMessage() for each in kept.records if each.topic == "status"] == ["ready", "degraded", "ready"]
+    kept.records.clear()
+    clock.now_s = 10.0
+    kept.handle(record("ready", topic="another"))
+    assert kept.records[0].getMessage() == "degraded … and 5 more in 10 s"
+
+
 def test_what_is_kept_apart_is_bounded(kept):
     tell = limited(kept, burst=1, max_kinds=10)
     for letters in (a + b for a in "abcdefgh" for b in "abcdefgh"):
@@ -186,10 +201,13 @@ def test_the_journal_is_known_by_its_stream(tmp_path, monkeypatch):
 
 def test_what_is_said_to_the_user(capsys):
     set_up(logging.ERROR)
+    say("map: http://127.0.0.1:1", url="http://127.0.0.1:1")  # only errors are wanted
+    assert capsys.readouterr().err == ""
+    set_up(logging.WARNING)
     say("map: http://127.0.0.1:1", url="http://127.0.0.1:1")
     complain("nothing works")
     assert capsys.readouterr().err == "map: http://127.0.0.1:1\ngr-localize: nothing works\n"
-    set_up(logging.ERROR, "json")
+    set_up(logging.WARNING, "json")
     say("map: http://127.0.0.1:1", url="http://127.0.0.1:1")
     complain("nothing works")
     told, wrong = map(json.loads, capsys.readouterr().err.splitlines())
@@ -206,6 +224,8 @@ def test_lines_of_other_libraries(kept):
     lines.feed("OO")
     lines.end_line()
     lines.feed("terminate called\n  what(): x\n")
+    lines.feed("gr-osmosdr 0.2.0.0 (0.2.0) gnuradio 3.10.5.1\nbuilt-in source types: file rtl\n")
+    lines.feed("Using avx for xtrxdsp_iq8_ic16\nThe RTL TCP server reports a R820T tuner with 29 RF and 0 IF gains.\n")
     assert [(each.name, each.levelname, each.getMessage()) for each in kept.records] == [
         ("gnuradio.time_align(1)", "WARNING", "a stream is absent"),
         ("gnuradio.scene(2)", "ERROR", "scene failed: boom\nTraceback:\n  File x"),

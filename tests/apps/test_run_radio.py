@@ -41,7 +41,7 @@ def test_fixes_of_a_radio(rtl_tcp, start_rtl_tcp, data_dir, tmp_path: Path, mode
     server = start_rtl_tcp(data_dir / "adsb-rtlsdr" / "modes1.cu8")
     path = tmp_path / "station.toml"
     path.write_text(STATION.format(address=server.address))
-    command = [str(Path(sys.executable).with_name("gr-localize")), "run", str(path), "--json"]
+    command = [str(Path(sys.executable).with_name("gr-localize")), "-v", "run", str(path), "--json"]
     with (
         (tmp_path / "stderr").open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
