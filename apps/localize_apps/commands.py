@@ -17,6 +17,8 @@ from localize_core.serving.control import ControlServer
 from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 
+from localize_apps import early, logs
+
 log = logging.getLogger(__name__)
 
 IMPATIENT_S = 0.5
@@ -42,7 +44,7 @@ def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
         error = done.exception()
         if error is None:
             engine.set_min_confidence(model.min_confidence)
-            log.info("reload: done")
+            logs.say("reload: done")
         else:
             log.error("reload: going on with the model that serves: %s", error)
 
@@ -71,7 +73,7 @@ def controlled(engine: Engine, station: Station) -> Iterator[None]:
 @contextmanager
 def signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
     """SIGINT and SIGTERM set `stopped`, and end the process at once when they come again; SIGHUP sets `hung_up` where
-    there is one. None does outside the main thread.
+    there is one. None does outside the main thread, and none ends as well afterwards as before a run.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -92,4 +94,4 @@ def signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterat
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is early.leave else handler)

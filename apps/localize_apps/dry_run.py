@@ -32,6 +32,7 @@ from localize_core.tracking.tracker import Tracker
 
 from localize_apps.doctor import check_geometry, check_station
 from localize_apps.finding import Finding
+from localize_apps.outlets import why_not_free
 from localize_apps.radio_checks import check_radios, gather_radio_facts
 
 CONNECT_S = 2.0
@@ -235,14 +236,8 @@ def _check_answers(run: DryRun, name: str, host: str, port: int) -> None:
 
 
 def _check_free(run: DryRun, name: str, host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-    except OSError as error:
-        run.add(name, "error", f"{name} at {host}:{port} cannot be had: {error.strerror or error}")
+    if reason := why_not_free(host, port):
+        run.add(name, "error", f"{name} at {host}:{port} cannot be had: {reason}")
 
 
 def _check_packages(run: DryRun, name: str, extra: str, *packages: str) -> None:

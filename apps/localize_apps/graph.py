@@ -41,12 +41,16 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `failure`: what ended a block, None where all ended well. `interrupted`: by signal or caller."""
+    """How a run ended. `failure`: what ended a block, None where all ended well. `interrupted`: by signal or caller.
+
+    `without_fix`: why there is no fix, where there is none.
+    """
 
     fixes: int
     dropped_windows: int
     failure: Exception | None
     interrupted: bool
+    without_fix: str = "the streams ended before a window was full"
 
 
 class Listener(gr.sync_block):
@@ -120,8 +124,6 @@ class StationGraph(gr.top_block):
             self.watched += [source for source, _ in outputs]
         for index, (source, port) in enumerate(outputs):
             self.connect((source, port), (self.localizer, index))
-        if recorder is not None:
-            recorder.attach(self, outputs)
         fixes = self.localizer
         if station.tracker is not None:
             fixes = station_tracker(station, live=live and duration_s is None)
@@ -135,6 +137,8 @@ class StationGraph(gr.top_block):
         self.localizer.counters.add(*self.watched[2:])
         self.msg_connect(fixes, "fix", listener, "fix")
         self.msg_connect(fixes, "status", listener, "status")
+        if recorder is not None:  # last: it writes, and nothing else may fail after that
+            recorder.attach(self, outputs)
 
     def _sources(self, station: Station, duration_s: float | None, live: bool) -> Iterator[tuple[Any, int]]:
         table = station.station

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,9 +19,10 @@ from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
+from localize_apps import logs
 from localize_apps.commands import controlled, not_followed, reload_model, signals
 from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
-from localize_apps.outlets import OnServing, outlets
+from localize_apps.outlets import OnServing, check_outlets, outlets
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +65,22 @@ def run_live(
         end_s = None if duration_s is None else time.monotonic() + duration_s
         told_s = 0.0
         try:
-            run.start()
+            if not stopped.is_set():  # while it was built
+                run.start()
             while not stopped.wait(LOOK_S) and run.look() and (end_s is None or time.monotonic() < end_s):
                 if reread is not None and hung_up.is_set():
                     hung_up.clear()
-                    on_alive(run.alive("reloading"))
-                    run.reload(reread)
+                    run.reload(reread, lambda: on_alive(run.alive("reloading")))
                     told_s = 0.0
                 if time.monotonic() - told_s >= ALIVE_S:
                     told_s = time.monotonic()
                     on_alive(run.alive("running"))
+            without_fix = run.without_fix()
             on_alive(run.alive("stopping"))
         finally:
             run.stop(serving)
     interrupted = run.failure is None and stopped.is_set()
-    return RunResult(run.fixes, run.dropped, run.failure, interrupted)
+    return RunResult(run.fixes, run.dropped, run.failure, interrupted, without_fix)
 
 
 class LiveRun:
@@ -136,6 +139,17 @@ class LiveRun:
         progress = None if self._graph is None else self._graph.graph.progress
         return {**self.engine.status(), "phase": phase, "live": True, "fixes": self.fixes, "progress": progress}
 
+    def without_fix(self) -> str:
+        """Why no window was full, in words."""
+        told = self._receivers.report()
+        unheard = [
+            f"{name} is {each['state']}{each['error'] and ': '}{each['error']}"
+            for name, each in told.items()
+            if not each["taken"]
+        ]
+        heard = ["the streams ended before a window was full"] if len(unheard) < len(told) else []
+        return "; ".join(heard + unheard)
+
     # Life
 
     def start(self) -> None:
@@ -175,8 +189,12 @@ class LiveRun:
         self._serving.close()
         self._last.localizer.engine.close()
 
-    def reload(self, reread: Callable[[], Station]) -> None:
-        """Go over to the station file as it is now: its `[model]` at once, anything else with another graph."""
+    def reload(self, reread: Callable[[], Station], on_wait: Callable[[], None]) -> None:
+        """Go over to the station file as it is now: its `[model]` at once, anything else with another graph.
+
+        `on_wait`: called at first, and about each second while that graph is prepared.
+        """
+        on_wait()
         try:
             wanted = reread()
             if not wanted.is_live:
@@ -189,17 +207,22 @@ class LiveRun:
             return
         before, self._accepted = self.station, True
         try:
-            self._replace(wanted)
-            log.info("reload: done")
+            self._replace(wanted, on_wait)
+            logs.say("reload: done")
         except LocalizeError as error:
             log.error("reload: going on as before: %s", error)
             if self._graph is None:  # what was to be served cannot be
-                self._replace(before)
+                self._replace(before, on_wait)
 
-    def _replace(self, station: Station) -> None:
+    def _replace(self, station: Station, on_wait: Callable[[], None]) -> None:
         """Have another station run. Raises what is wrong with it, if possible before the one that runs is ended."""
+        check_outlets(station, self.station)
         receivers = Receivers(station, self._receivers_changed, before=self._receivers, radio_of=self._radio_of)
-        made = self._made(station, receivers)
+        with ThreadPoolExecutor(1, "localize-prepare") as pool:  # a model may take minutes to be compiled or fetched
+            future = pool.submit(self._made, station, receivers)
+            while not wait([future], ALIVE_S).done:
+                on_wait()
+        made = future.result()
         self._halt(finish=True)
         self._ended_dropped += self._last.localizer.inference.dropped
         self._serving.close()

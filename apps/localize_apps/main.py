@@ -14,7 +14,7 @@ import click
 from localize_core import __version__
 from localize_core.errors import ConfigError, LocalizeError
 
-from localize_apps import logs
+from localize_apps import early, logs
 
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
@@ -34,6 +34,9 @@ COMMANDS = {
     "bench": ("localize_apps.bench", "Measure speed on this machine, beside its peers."),
     "doctor": ("localize_apps.doctor", "Say what is wrong with this installation or a station, and the mending."),
 }
+
+RUNNING = ("run", "record")
+"""Commands that take signals while they run, and before that need their time."""
 
 LOG_LEVELS = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 GNURADIO_LEVELS = {logging.ERROR: "error", logging.WARNING: "warn", logging.INFO: "info", logging.DEBUG: "debug"}
@@ -57,6 +60,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in RUNNING and logs.owns_process:
+            early.mind_signals()
         # GNU Radio reads these when the command imports it; left alone, it logs everything to standard output.
         level = _level(ctx.params.get("verbose", 0), ctx.params.get("quiet", False))
         os.environ.setdefault("GR_CONF_LOG_LOG_FILE", "stderr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Sequence
@@ -63,6 +64,15 @@ class _Session:
     due: list[int] | None = None
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What a graph has begun: a folder, which there was not if `is_new`, and in it files of these names."""
+
+    folder: Path
+    names: list[str]
+    is_new: bool
+
+
 class FolderRecorder:
     """Records into a folder what each graph of a station hears, in the form that `gr-localize run FOLDER` plays.
 
@@ -83,12 +93,14 @@ class FolderRecorder:
         author: str = "",
     ) -> None:
         self.folder = folder
-        self.sessions = self.fixes = self.dropped_windows = 0
+        self.fixes = self.dropped_windows = 0
         self.failure: Exception | None = None
         self._datatype, self._live, self._limits, self._author = datatype, live, limits, author
         self._max_bytes = max_bytes
         self._session: _Session | None = None
         self._next: _Session | None = None  # GNU Radio does not keep the Python part of its sink
+        self._begun: list[_Begun] = []
+        """Of all graphs that have started."""
         self._earlier: list[StationRecorder] = []
         """Of graphs that have ended, as long as there are parts of theirs that may have to go."""
         self._ended: dict[str, Account] = {}
@@ -102,9 +114,9 @@ class FolderRecorder:
         station = graph.station
         table = station.station
         limits = shares(self._limits, self._max_bytes, len(station.receiver))
-        self.sessions += 1
-        first = self.sessions == 1
-        folder = self.folder if first else self.folder / f"run-{self.sessions:04d}"
+        number = len(self._begun) + 1
+        first = number == 1
+        folder = self.folder if first else self.folder / f"run-{number:04d}"
         sink = localize.sigmf_sink(
             folder,
             [(r.name, r.latitude, r.longitude, r.altitude_m) for r in station.receiver],
@@ -138,6 +150,8 @@ class FolderRecorder:
         recorder.on_open = _nothing
         recorder.earlier = self._held(recorder.names)
         recorder.on_part = self._tidy
+        is_new = not session.folder.exists()
+        self._begun.append(_Begun(session.folder, [recorder.name, *recorder.names], is_new))
         engine, station = session.graph.localizer.engine, session.graph.station
         write_twin(
             session.folder,
@@ -197,6 +211,20 @@ class FolderRecorder:
         if self._max_bytes is not None or self._limits.max_parts is not None:
             recorder.on_part = _nothing
             self._earlier.append(recorder)
+
+    def undo(self) -> None:
+        """Take away what was begun, where nothing came of it: the next try wants an empty folder."""
+        if self.recorded or self.fixes:
+            return
+        for begun in reversed(self._begun):
+            with contextlib.suppress(OSError):  # what cannot be taken away is said by the next try
+                remove_twin(begun.folder)
+                (begun.folder / FIXES_FILE).unlink(missing_ok=True)
+                for name in begun.names:
+                    for file in [*begun.folder.glob(f"{name}.sigmf-*"), *begun.folder.glob(f"{name}-[0-9]*.sigmf-*")]:
+                        file.unlink()
+                if begun.is_new:
+                    begun.folder.rmdir()
 
     def report(self) -> dict[str, Any]:
         """For a status: what has become of each receiver's samples in all graphs, how recording goes, and the disk."""
@@ -328,8 +356,11 @@ def command(
         recorder.keep(fix)
         print(fix_to_json(fix) if as_json else fix_line(fix), flush=True)
 
-    code = carry_out(load, on_fix=keep, duration_s=duration_s, live=not fast, recorder=recorder)
-    recorder.close()
+    try:
+        code = carry_out(load, on_fix=keep, duration_s=duration_s, live=not fast, recorder=recorder)
+    finally:
+        recorder.close()
+        recorder.undo()
     logs.say(recorder.summary())
     why: object = recorder.failure
     if why is None and recorder.lost > 0 and recorder.recorded == 0:

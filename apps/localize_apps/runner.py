@@ -15,7 +15,7 @@ from localize_core.types.fix import Fix
 from localize_apps.commands import controlled, not_followed, reload_model, signals
 from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
 from localize_apps.live import ALIVE_S, STOP_S, run_live
-from localize_apps.outlets import OnServing, outlets
+from localize_apps.outlets import OnServing, check_outlets, outlets
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ def run_station(
     Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
     stopped = stopped or threading.Event()
+    check_outlets(station)  # what it takes to build it, and a recorder's folder, would be for nothing
     if station.is_live:
         return run_live(
             station,
@@ -60,65 +61,65 @@ def run_station(
             serving=serving,
             recorder=recorder,
         )
-    told: list[OnFix] = [on_fix]
-
-    def tell(fix: Fix) -> None:
-        for each in told:
-            each(fix)
-
-    listener = Listener(tell, on_status or (lambda _: None), stopped.set)
-    live = live and not station.is_recorded
-    graph = StationGraph(station, listener, duration_s=duration_s, live=live, recorder=recorder)
-    ended = threading.Event()
-
-    def wait() -> None:
-        graph.wait()
-        ended.set()
-        stopped.set()
-
     hung_up = threading.Event()
-    shown = outlets(station, graph.localizer.engine, graph.named_sinks, on_serving or (lambda _, __: None))
-    with (
-        signals(stopped, None if reread is None else hung_up),
-        controlled(graph.localizer.engine, station),
-        ExitStack() as own,
-    ):
-        told.insert(0, (serving or own).enter_context(shown))  # before whoever may end the run by an exception
-        graph.start()
-        waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
-        waiter.start()
+    with signals(stopped, None if reread is None else hung_up):
+        told: list[OnFix] = [on_fix]
 
-        def tell_alive(phase: str) -> None:
-            if on_alive is not None:
-                said = {"phase": phase, "live": live, "fixes": listener.fixes, "progress": graph.progress}
-                on_alive({**graph.localizer.engine.status(), **said})
+        def tell(fix: Fix) -> None:
+            for each in told:
+                each(fix)
 
-        tell_alive("running")
-        told_s = time.monotonic()
-        while not stopped.wait(0.2):
-            if graph.failure is not None:
-                break
-            if reread is not None and hung_up.is_set():
-                hung_up.clear()
-                tell_alive("reloading")
-                station = _reload(graph, station, reread)
-                tell_alive("running")
-            if time.monotonic() - told_s >= ALIVE_S:
-                told_s = time.monotonic()
-                tell_alive("running")
-        tell_alive("stopping")
-        interrupted = not ended.is_set() and graph.failure is None
-        if not ended.is_set():
-            if interrupted:
-                graph.finish()
-            graph.stop()
-            waiter.join(timeout=STOP_S)
-    if ended.is_set():
-        graph.localizer.engine.close()
-    failure = graph.failure
-    if failure is None and not ended.is_set():
-        failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
-    return RunResult(listener.fixes, graph.localizer.inference.dropped, failure, interrupted)
+        listener = Listener(tell, on_status or (lambda _: None), stopped.set)
+        live = live and not station.is_recorded
+        graph = StationGraph(station, listener, duration_s=duration_s, live=live, recorder=recorder)
+        if stopped.is_set():  # while it was built
+            graph.localizer.engine.close()
+            return RunResult(0, 0, None, interrupted=True)
+        ended = threading.Event()
+
+        def wait() -> None:
+            graph.wait()
+            ended.set()
+            stopped.set()
+
+        shown = outlets(station, graph.localizer.engine, graph.named_sinks, on_serving or (lambda _, __: None))
+        with controlled(graph.localizer.engine, station), ExitStack() as own:
+            told.insert(0, (serving or own).enter_context(shown))  # before whoever may end the run by an exception
+            graph.start()
+            waiter = threading.Thread(target=wait, name="localize-wait", daemon=True)
+            waiter.start()
+
+            def tell_alive(phase: str) -> None:
+                if on_alive is not None:
+                    said = {"phase": phase, "live": live, "fixes": listener.fixes, "progress": graph.progress}
+                    on_alive({**graph.localizer.engine.status(), **said})
+
+            tell_alive("running")
+            told_s = time.monotonic()
+            while not stopped.wait(0.2):
+                if graph.failure is not None:
+                    break
+                if reread is not None and hung_up.is_set():
+                    hung_up.clear()
+                    tell_alive("reloading")
+                    station = _reload(graph, station, reread)
+                    tell_alive("running")
+                if time.monotonic() - told_s >= ALIVE_S:
+                    told_s = time.monotonic()
+                    tell_alive("running")
+            tell_alive("stopping")
+            interrupted = not ended.is_set() and graph.failure is None
+            if not ended.is_set():
+                if interrupted:
+                    graph.finish()
+                graph.stop()
+                waiter.join(timeout=STOP_S)
+        if ended.is_set():
+            graph.localizer.engine.close()
+        failure = graph.failure
+        if failure is None and not ended.is_set():
+            failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
+        return RunResult(listener.fixes, graph.localizer.inference.dropped, failure, interrupted)
 
 
 def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]) -> Station:

@@ -59,6 +59,7 @@ class ServiceReport:
     def __init__(self, notifier: Notifier | None = None) -> None:
         self._notifier = notifier or Notifier()
         self._ready = False
+        self._phase = ""
         self._progress: object = None
         self._shown = ""
         if self._notifier.watchdog_s is not None:
@@ -74,8 +75,9 @@ class ServiceReport:
         knows_why = is_idle(status)
         if phase == "stopping":
             words["STOPPING"] = 1
-        elif phase == "reloading":
-            words |= {"RELOADING": 1, "MONOTONIC_USEC": time.monotonic_ns() // 1000}
+        elif phase == "reloading":  # said once, at its beginning
+            if self._phase != phase:
+                words |= {"RELOADING": 1, "MONOTONIC_USEC": time.monotonic_ns() // 1000}
             self._ready = False
         elif not self._ready and (moved or knows_why or not status["live"]):
             words["READY"] = 1
@@ -84,7 +86,7 @@ class ServiceReport:
             words["WATCHDOG"] = 1
         if shown != self._shown:
             words["STATUS"] = self._shown = shown
-        self._progress = status["progress"]
+        self._phase, self._progress = phase, status["progress"]
         if words:
             self._notifier.tell(**words)
 

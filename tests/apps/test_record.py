@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sigmf
+from localize_apps.live import _Running
 from localize_apps.main import main
 from localize_apps.record import FolderRecorder, Size, recorded_station
 from localize_apps.runner import run_station
 from localize_benchmarks.stations import SCENE, SIMULATED, rtl_tcp, station_text
+from localize_core.engine.locator import Locator
+from localize_core.errors import EngineError
 from localize_core.recorder.sigmf_writer import Limits
 from localize_core.resources import shared_file
+from localize_core.simulation.scene import Scene
 from localize_core.sources.sigmf import read_sigmf
 from localize_core.station.config import load_station, parse_station
 from localize_core.types.fix import Fix
-from localize_core.wire.fix_json import fix_to_dict
+from localize_core.wire.fix_json import fix_from_json, fix_to_dict
 
 OWN = ("stream", "inference_time_ms", "latency_ms", "cache_hit")
 """What two runs on the same samples may differ in."""
@@ -143,6 +150,24 @@ def test_a_folder_that_is_not_empty_is_left_alone(folder, capsys):
     assert [path.name for path in (folder / "kept").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("what", ["tracker", "sink", "http"])
+def test_a_recording_that_fails_at_its_start_leaves_nothing(folder, capsys, what):
+    """So that another try, with what was wrong put right, has an empty folder."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wrong = {
+            "tracker": '[tracker]\nmotion = "still"\nmanoeuvre = [1.0]\n',
+            "sink": f'[[publish.zmq]]\nendpoint = "tcp://127.0.0.1:{port}"\n',
+            "http": f"[metrics]\nport = {port}\n",
+        }[what]
+        (folder / "wrong.toml").write_text(STATION + wrong)
+        (folder / "kept").mkdir()
+        for output in ("kept", "new"):
+            assert main(["record", "wrong.toml", "-o", output]) != 0
+    assert list((folder / "kept").iterdir()) == []
+    assert not (folder / "new").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(folder, capsys):
     (folder / "file").touch()
     assert main(["record", "two.toml", "-o", "file/kept"]) == 1
@@ -220,6 +245,57 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
 # Radios
 
 
+def test_the_graph_after_one_that_failed_is_recorded_too(folder, run, monkeypatch, start_rtl_tcp, heard):
+    """Its sink in Python is kept until it starts, whatever is collected meanwhile."""
+    infer, start, failures = Locator.infer, _Running.start, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if not failures:
+            failures.append(EngineError("the arena is gone"))
+            raise failures[0]
+        return infer(*arguments, **options)
+
+    def collecting(running: _Running) -> None:
+        gc.collect()
+        start(running)
+
+    monkeypatch.setattr(Locator, "infer", failing)
+    monkeypatch.setattr(_Running, "start", collecting)
+    recorded = Recorded([start_rtl_tcp(heard[0])], folder, run)
+    recorded.wait_for_present(1)
+    live = recorded.stop()
+    assert {path.name for path in (folder / "kept").glob("run-*")} == {"run-0002"}
+    assert fixes_in((folder / "kept" / "run-0002" / "fixes.jsonl").read_text()) == live
+
+
+def test_a_station_file_that_changes_while_it_is_recorded(folder, start, start_rtl_tcp, heard):
+    """What cannot be gone over to makes no folder. The log says what happens in words, and no more than that."""
+    epoch = time.monotonic()
+    north, east = (start_rtl_tcp(heard[place], epoch=epoch) for place in range(2))
+    text = station_text(rtl_tcp([north.address, east.address]), name="four", rate_hz=250e3, window_s=0.2)
+    (folder / "radios.toml").write_text(text)
+    recording = start("record", "radios.toml", "-o", "kept")
+    recording.until(lambda: recording.fixes and present(recording.fixes[-1]) == 2)
+    east.refuse()
+    recording.until(lambda: "WARNING gnuradio.time_align: east is absent" in recording.log)
+    assert recording.log.count("status: degraded") == 1
+    assert "present [" not in recording.log
+    assert "gr-osmosdr" not in recording.log
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (folder / "radios.toml").write_text(text + f"[metrics]\nport = {taken.getsockname()[1]}\n")
+        recording.process.send_signal(signal.SIGHUP)
+        recording.until(lambda: "going on as before: metrics.port: cannot listen" in recording.log)
+    recording.more(2)
+    (folder / "radios.toml").write_text(text.replace('name = "four"', 'name = "changed"'))
+    recording.process.send_signal(signal.SIGHUP)
+    recording.until(lambda: recording.fixes[-1].station == "changed")
+    assert "\nreload: done\n" in recording.log
+    assert recording.end() == 0, recording.log
+    assert {path.name for path in (folder / "kept").glob("run-*")} == {"run-0002"}
+    kept = [fix_from_json(line) for line in (folder / "kept" / "run-0002" / "fixes.jsonl").read_text().splitlines()]
+    assert kept == [fix for fix in recording.fixes if fix.station == "changed"]
+
+
 def present(fix: Fix) -> int:
     return sum("absent" not in receiver.flags for receiver in fix.receivers)
 
@@ -227,8 +303,11 @@ def present(fix: Fix) -> int:
 class Recorded:
     """A station whose receivers are these servers, and which is recorded while it runs."""
 
-    def __init__(self, servers: list[Any], folder: Path, run: Callable[..., Any]) -> None:
-        text = station_text(rtl_tcp([server.address for server in servers]), name="four", rate_hz=250e3, window_s=0.2)
+    def __init__(self, servers: list[Any], folder: Path, run: Callable[..., Any], text: str = "") -> None:
+        sources = rtl_tcp([server.address for server in servers])
+        for source in sources:
+            text = text.replace('kind = "scene"', source, 1)
+        text = text or station_text(sources, name="four", rate_hz=250e3, window_s=0.2)
         station = recorded_station(parse_station(text, folder=folder))
         self.recorder = FolderRecorder(folder / "kept", datatype="cf32_le", live=True, limits=Limits(min_free_bytes=0))
         self._running = run(station, keep=self.recorder.keep, recorder=self.recorder)
@@ -271,3 +350,31 @@ def test_a_radio_that_was_never_there_is_none_in_a_replay_either(folder, run, ca
     live = recorded.stop()
     assert len(read_sigmf(folder / "kept" / "east-0001.sigmf-meta")) == 0
     assert_plays(replayed(folder / "kept", capsys), live)
+
+
+def test_receivers_without_a_common_clock_come_and_go_in_a_replay_too(folder, run, capsys, start_rtl_tcp):
+    example = Path(shared_file("examples/reference_emitter.toml"))
+    text, _, _ = example.read_text().partition("[scene]")
+    station = load_station(example)
+    table, still = station.station, {"clock_drift_ppb": 0.0, "speed_mps": 0.0}  # as it is played over and over
+    scene = Scene(
+        station.scene.model_copy(update=still),
+        station.receiver,
+        sample_rate_hz=table.sample_rate_hz,
+        frequency_hz=table.frequency_hz,
+    )
+    epoch = time.monotonic()
+    heard = scene.samples(0, round(3.0 * table.sample_rate_hz))
+    servers = [start_rtl_tcp(samples, epoch=epoch) for samples in heard]
+    recorded = Recorded(servers, folder, run, text)
+    recorded.wait_for_present(4)
+    servers[1].cut()
+    servers[2].refuse()
+    recorded.wait_for_present(2)
+    recorded.wait_for_present(3)
+    servers[2].restart()
+    recorded.wait_for_present(4)
+    live = recorded.stop()
+    assert recorded.recorder.lost == 0
+    again = replayed(folder / "kept", capsys)
+    assert_plays(again, live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+from localize_apps.graph import StationGraph
 from localize_apps.keys import make_keys
 from localize_apps.main import main
+from localize_apps.run import StatusLog
 from localize_apps.runner import run_station
 from localize_benchmarks.process import start_app
-from localize_benchmarks.stations import SCENE, SIMULATED, station_text
+from localize_benchmarks.stations import SCENE, SIMULATED, rtl_tcp, station_text
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError, PublishError
 from localize_core.geodesy import GEOD
@@ -254,6 +257,75 @@ def test_a_station_whose_redis_is_away_runs(folder, capsys):
     assert "hunter2" not in err
 
 
+# what is said of its state
+
+
+def told_of(caplog: pytest.LogCaptureFixture, state: str, **reasons: str) -> tuple[str, str]:
+    """Level and line of the log after this status; reasons with their details."""
+    caplog.clear()
+    listed = [{"reason": name, "detail": detail} for name, detail in reasons.items()]
+    told_of.log({"state": state, "model": "m", "version": 1, "sha256": "0" * 64, "reasons": listed})
+    (record,) = caplog.records
+    return record.levelname, record.getMessage().removeprefix("status: ").replace("m version 1 (000000000000)", "m")
+
+
+def test_a_status_says_what_has_changed(caplog):
+    caplog.set_level(logging.DEBUG, "localize_apps.run")
+    told_of.log = StatusLog()
+    assert told_of(caplog, "ready") == ("INFO", "ready, m")
+    assert told_of(caplog, "ready") == ("DEBUG", "ready, m")
+    north, both = "north is absent: away", "north is absent: away; east is absent: away"
+    assert told_of(caplog, "degraded", receiver_lost=north) == ("WARNING", f"degraded, m; receiver_lost: {north}")
+    # the receiver has said so itself
+    east = ("INFO", "degraded, m; receiver_lost: east is absent: away")
+    assert told_of(caplog, "degraded", receiver_lost=both) == east
+    slow = ("WARNING", "degraded, m; queue_full: 3 windows dropped")
+    assert told_of(caplog, "degraded", receiver_lost=both, queue_full="3 windows dropped") == slow
+    assert told_of(caplog, "degraded", queue_full="3 windows dropped") == (
+        "WARNING",
+        "degraded, m; receiver_lost is over",
+    )
+    assert told_of(caplog, "degraded", queue_full="4 windows dropped")[0] == "WARNING"
+    assert told_of(caplog, "ready") == ("WARNING", "ready, m")
+
+
+# what tells it to end or to change
+
+
+@pytest.mark.parametrize("module", ["runner", "live"])
+def test_signals_while_it_is_built(folder, capsys, monkeypatch, module):
+    """The file is not read again, and nothing begins; it ends well."""
+    if module == "live":
+        text = station_text(rtl_tcp(["127.0.0.1:1"]), name="one", rate_hz=250e3, window_s=0.2)
+        (folder / "station.toml").write_text(text)
+
+    class Signalled(StationGraph):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*arguments, **options)
+
+        def start(self, *_: Any) -> None:
+            raise AssertionError("it began")
+
+    monkeypatch.setattr(f"localize_apps.{module}.StationGraph", Signalled)
+    assert main(["record", "station.toml", "-o", "kept"]) == 0
+    assert capsys.readouterr().out == ""
+    assert not (folder / "kept").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_before_it_is_up(start, number):
+    """From the first moment on, while it loads its libraries."""
+    run = start("run", "station.toml")
+    status = Path(f"/proc/{run.process.pid}/status")
+    run.until(lambda: int(re.search(r"SigIgn:\s*(\w+)", status.read_text())[1], 16) & 1)  # the first signal is SIGHUP
+    run.process.send_signal(signal.SIGHUP)
+    assert run.end(number) == 0, run.log
+    assert run.fixes == []
+    assert run.log == ""
+
+
 # what cannot run
 
 
@@ -302,7 +374,7 @@ def test_a_cache_that_cannot_be_written(folder, capsys, monkeypatch):
 
 def test_a_stream_that_ends_before_a_window_is_full(folder, capsys):
     errors = refused(capsys, ["station.toml", "--fast", "--duration", "0.05"], code=1)
-    assert "ended before a window was full" in errors
+    assert errors == "gr-localize: no fix was made: the streams ended before a window was full\n"
 
 
 KIWI = """

@@ -143,6 +143,8 @@ def test_reloading_and_stopping(one_manager):
     told = one_manager.hear()
     assert told["RELOADING"] == "1"
     assert before_us <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    report(status(2, phase="reloading"))  # it takes its time
+    assert one_manager.hear() == {"WATCHDOG": "1"}
     report(status(3))
     assert one_manager.hear()["READY"] == "1"
     report(status(3, phase="stopping"))
