@@ -330,6 +330,8 @@ class ReferenceClock:
         if self._misses >= MAX_MISSES:
             self._change_base(present)
         for stream in self._streams:
+            if stream.entry is None:  # where it stands may be told by stamps of before it went
+                continue
             position = self._position(stream)
             # A clock that is still looked for may turn out to be late.
             early = 0 if stream.place is not None else round(self.settings.search_s * self.sample_rate_hz)
