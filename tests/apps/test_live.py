@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import time
 from pathlib import Path
@@ -271,7 +270,7 @@ def test_a_slow_model_loses_windows_and_accounts_for_them(run, servers, monkeypa
     assert windows["waiting"] <= 2
 
 
-# the station file, and the end of a process
+# the station file
 
 
 @pytest.fixture
@@ -340,25 +339,3 @@ def test_an_address_that_is_in_use_is_said_and_nothing_is_halted(live_run, caplo
     live_run.reload(lambda: renamed(station, **changes), lambda: None)  # it is free now
     assert live_run.station.station.name == "changed"
     live_run.reload(lambda: station, lambda: None)
-
-
-def test_a_station_file_that_changes_and_a_signal(folder, servers, start, published):
-    """SIGHUP: a file that is wrong changes nothing; another window and name make another graph. Then the end."""
-    served = servers(1)
-    path = folder / "station.toml"
-    path.write_text(text_of(served))
-    process = start("-v", "run", "station.toml")
-    process.more()
-    path.write_text("nonsense")
-    os.kill(process.process.pid, signal.SIGHUP)
-    process.until(lambda: "going on as before" in process.log)
-    process.more()
-    path.write_text(text_of(served, ("window_s = 0.2", "window_s = 0.3"), ('name = "live"', 'name = "changed"')))
-    os.kill(process.process.pid, signal.SIGHUP)
-    process.until(lambda: process.fixes[-1].station == "changed")
-    process.more()
-    assert process.fixes[-1].window_duration_s == pytest.approx(0.3, abs=0.05)
-    assert served[0].clients == 1  # the device went on
-    assert process.end() == 0, process.log
-    assert published() == process.fixes
-    assert "Traceback" not in process.log

@@ -268,11 +268,15 @@ def test_the_graph_after_one_that_failed_is_recorded_too(folder, run, monkeypatc
     assert fixes_in((folder / "kept" / "run-0002" / "fixes.jsonl").read_text()) == live
 
 
-def test_a_station_file_that_changes_while_it_is_recorded(folder, start, start_rtl_tcp, heard):
-    """What cannot be gone over to makes no folder. The log says what happens in words, and no more than that."""
+def test_a_station_file_that_changes_while_it_is_recorded(folder, start, published, start_rtl_tcp, heard):
+    """What is wrong changes nothing and makes no folder; another window and name make another graph.
+
+    The log says what happens in words, and no more than that.
+    """
     epoch = time.monotonic()
     north, east = (start_rtl_tcp(heard[place], epoch=epoch) for place in range(2))
     text = station_text(rtl_tcp([north.address, east.address]), name="four", rate_hz=250e3, window_s=0.2)
+    text += '[publish]\nfile = { path = "fixes.jsonl" }\n'
     (folder / "radios.toml").write_text(text)
     recording = start("record", "radios.toml", "-o", "kept")
     recording.until(lambda: recording.fixes and present(recording.fixes[-1]) == 2)
@@ -285,15 +289,23 @@ def test_a_station_file_that_changes_while_it_is_recorded(folder, start, start_r
         (folder / "radios.toml").write_text(text + f"[metrics]\nport = {taken.getsockname()[1]}\n")
         recording.process.send_signal(signal.SIGHUP)
         recording.until(lambda: "going on as before: metrics.port: cannot listen" in recording.log)
+    (folder / "radios.toml").write_text("nonsense")
+    recording.process.send_signal(signal.SIGHUP)
+    recording.until(lambda: recording.log.count("going on as before") == 2)
     recording.more(2)
-    (folder / "radios.toml").write_text(text.replace('name = "four"', 'name = "changed"'))
+    changed = text.replace("window_s = 0.2", "window_s = 0.3").replace('name = "four"', 'name = "changed"')
+    (folder / "radios.toml").write_text(changed)
     recording.process.send_signal(signal.SIGHUP)
     recording.until(lambda: recording.fixes[-1].station == "changed")
+    assert recording.fixes[-1].window_duration_s == pytest.approx(0.3, abs=0.05)
+    assert north.clients == 1  # the device went on
     assert "\nreload: done\n" in recording.log
     assert recording.end() == 0, recording.log
     assert {path.name for path in (folder / "kept").glob("run-*")} == {"run-0002"}
     kept = [fix_from_json(line) for line in (folder / "kept" / "run-0002" / "fixes.jsonl").read_text().splitlines()]
     assert kept == [fix for fix in recording.fixes if fix.station == "changed"]
+    assert published() == recording.fixes
+    assert "Traceback" not in recording.log
 
 
 def present(fix: Fix) -> int:
