@@ -22,7 +22,6 @@ from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError
 from localize_core.recorder.sigmf_writer import Limits
 from localize_core.resources import shared_file
-from localize_core.simulation.scene import Scene
 from localize_core.sources.sigmf import read_sigmf
 from localize_core.station.config import load_station, parse_station
 from localize_core.types.fix import Fix
@@ -315,11 +314,8 @@ def present(fix: Fix) -> int:
 class Recorded:
     """A station whose receivers are these servers, and which is recorded while it runs."""
 
-    def __init__(self, servers: list[Any], folder: Path, run: Callable[..., Any], text: str = "") -> None:
-        sources = rtl_tcp([server.address for server in servers])
-        for source in sources:
-            text = text.replace('kind = "scene"', source, 1)
-        text = text or station_text(sources, name="four", rate_hz=250e3, window_s=0.2)
+    def __init__(self, servers: list[Any], folder: Path, run: Callable[..., Any]) -> None:
+        text = station_text(rtl_tcp([server.address for server in servers]), name="four", rate_hz=250e3, window_s=0.2)
         station = recorded_station(parse_station(text, folder=folder))
         self.recorder = FolderRecorder(folder / "kept", datatype="cf32_le", live=True, limits=Limits(min_free_bytes=0))
         self._running = run(station, keep=self.recorder.keep, recorder=self.recorder)
@@ -361,29 +357,4 @@ def test_a_radio_that_was_never_there_is_none_in_a_replay_either(folder, run, ca
     recorded.wait_for_present(3)
     live = recorded.stop()
     assert len(read_sigmf(folder / "kept" / "east-0001.sigmf-meta")) == 0
-    assert_plays(replayed(folder / "kept", capsys), live)
-
-
-def test_receivers_without_a_common_clock_come_and_go_in_a_replay_too(folder, run, capsys, start_rtl_tcp):
-    example = Path(shared_file("examples/reference_emitter.toml"))
-    text = example.read_text().partition("[scene]")[0] + "[alignment]\nmax_wait_s = 0.5\n"
-    station = load_station(example)
-    table, still = station.station, {"clock_drift_ppb": 0.0, "speed_mps": 0.0}  # as it is played over and over
-    scene = Scene(
-        station.scene.model_copy(update=still),
-        station.receiver,
-        sample_rate_hz=table.sample_rate_hz,
-        frequency_hz=table.frequency_hz,
-    )
-    epoch = time.monotonic()
-    heard = scene.samples(0, round(3.0 * table.sample_rate_hz))
-    servers = [start_rtl_tcp(samples, epoch=epoch) for samples in heard]
-    recorded = Recorded(servers, folder, run, text)
-    recorded.wait_for_present(4)
-    servers[2].refuse()
-    recorded.wait_for_present(3)
-    servers[2].restart()
-    recorded.wait_for_present(4)
-    live = recorded.stop()
-    assert recorded.recorder.lost == 0
     assert_plays(replayed(folder / "kept", capsys), live)
