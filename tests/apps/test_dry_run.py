@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import localize_core.tracking
 import pytest
 import zmq
 from localize_apps.dry_run import DryRun, _addresses, _with_unit
@@ -165,6 +166,7 @@ def test_extras_that_are_not_installed(look, monkeypatch):
     for name in loaded | packages:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "localize_core.tracking.filters", raising=False)  # it holds the package
+    monkeypatch.delattr(localize_core.tracking, "filters", raising=False)
     code, found = look(
         LIVE
         + """

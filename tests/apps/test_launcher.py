@@ -199,7 +199,8 @@ def test_tests_bring_their_servers_and_browser_and_go_on_without(
     ready_clone: Path, machine: Path, tmp_path: Path
 ) -> None:
     launcher = ready_clone / "gr-localize"
-    for name in ("redis-server", "mosquitto", "chromium", "osmocom_fft", "SoapySDRUtil", "uhd_find_devices"):
+    programs = "redis-server mosquitto chromium shellcheck osmocom_fft SoapySDRUtil uhd_find_devices"
+    for name in programs.split():
         install_program(machine, name, "exit 0")
     install_program(machine, "sudo", '"$@"')
     done = start(launcher, "test", "--version", **{**OFFLINE, "PATH": f"{machine}:{os.environ['PATH']}"})
