@@ -17,7 +17,8 @@ class RateWatch:
     """The rate of a stream that should have `rate_hz`.
 
     Of each piece of time the arrival with the least delay counts. What was held up and comes at once, and what is lost
-    once, shows in one piece only.
+    once, shows in one piece only. What was held up and comes little by little is owed: samples are too many where they
+    are ahead of all that came before. Of those held up before the first came nothing is known.
     """
 
     def __init__(self, rate_hz: float) -> None:
@@ -26,6 +27,7 @@ class RateWatch:
         self._piece_end_s: float | None = None
         self._earliest: tuple[int, float] | None = None  # samples until then, and when
         self._points: deque[tuple[int, float]] = deque(maxlen=PIECES + 1)
+        self._least_s = float("inf")  # delay before these points
 
     def observe(self, count: int, arrived_s: float) -> float | None:
         """`count` samples have arrived, all by the monotonic time `arrived_s`. Returns their rate where it is plainly
@@ -39,6 +41,8 @@ class RateWatch:
             if self._earliest is None or self._delay_s(arrival) < self._delay_s(self._earliest):
                 self._earliest = arrival
             return None
+        if len(self._points) > PIECES:
+            self._least_s = min(self._least_s, self._delay_s(self._points[0]))
         self._points.append(self._earliest)
         self._earliest, self._piece_end_s = arrival, arrived_s + PIECE_S
         return self._plain_hz()
@@ -51,7 +55,8 @@ class RateWatch:
         if len(points) <= PIECES:
             return None
         off = [_rate_hz(earlier, later) / self.rate_hz - 1.0 for earlier, later in pairwise(points)]
-        if min(off) > TOO_FAST or (max(off) < -TOO_SLOW and max(off) - min(off) < SPREAD):
+        ahead = self._delay_s(points[0]) <= self._least_s
+        if (ahead and min(off) > TOO_FAST) or (max(off) < -TOO_SLOW and max(off) - min(off) < SPREAD):
             return _rate_hz(points[0], points[-1])
         return None
 

@@ -277,6 +277,8 @@ class OsmosdrSource(_AnalogueSource):
 
     @model_validator(mode="after")
     def _known_devices(self) -> OsmosdrSource:
+        if self.bias_tee and not self._devices:
+            raise ValueError(f"bias_tee wants a device in args, such as rtl=0, found args={self.args!r}")
         for keys in self._devices:
             if "rtl_tcp" in keys:
                 raise ValueError('args: write kind = "rtl-tcp" and address = "HOST:PORT", which outlive the server')
@@ -290,7 +292,7 @@ class OsmosdrSource(_AnalogueSource):
     @property
     def _devices(self) -> list[set[str]]:
         """Keys of each device that `args` name."""
-        return [keys for keys, _ in _osmosdr_parts(self.args) if not keys & _OSMOSDR_COUNTS]
+        return [keys for keys, _ in _osmosdr_parts(self.args) if not keys <= _OSMOSDR_COUNTS]
 
     @property
     def driver_args(self) -> str:
@@ -298,7 +300,7 @@ class OsmosdrSource(_AnalogueSource):
         if not self.bias_tee:
             return self.args
         return " ".join(
-            part if keys & _OSMOSDR_COUNTS else f"{part},bias=1" for keys, part in _osmosdr_parts(self.args)
+            part if keys <= _OSMOSDR_COUNTS else f"{part},bias=1" for keys, part in _osmosdr_parts(self.args)
         )
 
     @property
@@ -376,7 +378,7 @@ def _names_several(args: str) -> bool:
 
 
 _OSMOSDR_COUNTS = {"numchan", "nchan"}
-"""Keys that say how many devices follow."""
+"""Keys that say how many channels there are, of all devices or of one. A part with nothing else is no device."""
 
 
 def _osmosdr_parts(args: str) -> list[tuple[set[str], str]]:

@@ -62,6 +62,30 @@ def test_what_was_held_up_comes_at_once():
     assert watched(held())[0] is None
 
 
+@pytest.mark.parametrize("drained_in_s", [10.0, 20.0])
+@pytest.mark.parametrize("faster", [0.02, 0.05, 0.2])
+def test_what_was_held_up_comes_little_by_little(faster, drained_in_s):
+    """Every 50 s nothing comes for a while, and then all of it that much faster than it was sent."""
+    owed_per_s = faster / (1.0 + faster)
+
+    def held() -> Iterator[tuple[int, float]]:
+        for count, sent_s in chunks(RATE_HZ, 150.0):
+            after_s = (sent_s - 130.0) % 50.0
+            yield count, sent_s + owed_per_s * max(drained_in_s - after_s, 0.0)
+
+    assert watched(held())[0] is None
+
+
+def test_another_rate_after_what_was_held_up():
+    """The samples that are owed are no sign of it; those that come once they are in are."""
+    early = list(chunks(RATE_HZ, 60.0))
+    begun_s = early[-1][1] + 0.5
+    late = [(count, begun_s + arrived_s - 100.0) for count, arrived_s in chunks(1.05 * RATE_HZ, 60.0)]
+    found, after_s = watched([*early, *late])
+    assert found == pytest.approx(1.05 * RATE_HZ, rel=2e-3)
+    assert 60.0 + 0.5 / 0.05 + 10.0 <= after_s < 60.0 + 0.5 / 0.05 + 16.0
+
+
 def test_lost_samples():
     """Every 7 s, 2 s of them."""
     assert watched(each for each in chunks(RATE_HZ, 300.0) if each[1] % 7.0 > 2.0)[0] is None

@@ -211,6 +211,7 @@ RTL_SDRS = [
     source("soapy", args="serial=1, driver=rtlsdr"),
     source("soapy", args="driver=remote,remote=tcp://h:1,remote:driver=rtlsdr"),
     source("osmosdr", args="numchan=2 rtl=0 rtl=1"),
+    source("osmosdr", args="rtl=0,nchan=1"),
 ]
 
 
@@ -241,6 +242,7 @@ def test_rates_of_other_radios_are_the_driver_s_to_judge(radio):
         ("rtl=0", "rtl=0,bias=1"),
         ("numchan=2 rtl=0 rtl=1", "numchan=2 rtl=0,bias=1 rtl=1,bias=1"),
         ("nchan=2 rtl=0,buffers=8  hackrf=0", "nchan=2 rtl=0,buffers=8,bias=1 hackrf=0,bias=1"),
+        ("rtl=0,nchan=1 nchan=2,hackrf=0", "rtl=0,nchan=1,bias=1 nchan=2,hackrf=0,bias=1"),
         ("airspy=0,'label=on the roof'", "airspy=0,'label=on the roof',bias=1"),
     ],
 )
@@ -259,6 +261,11 @@ def test_each_device_of_osmosdr_powers_its_amplifier(args, told):
             r"r0\.source: bias_tee is known for rtl, hackrf, airspy;.*'bladerf=0'",
         ),
         ({"args": "numchan=2 rtl=0 bladerf=0", "bias_tee": True}, "bias_tee is known for rtl, hackrf, airspy"),
+        ({"args": "bladerf=0,nchan=2", "bias_tee": True}, "bias_tee is known for rtl, hackrf, airspy"),
+        (
+            {"args": "numchan=2", "bias_tee": True},
+            r"bias_tee wants a device in args, such as rtl=0, found .*'numchan=2'",
+        ),
         ({"args": "rtl_tcp=127.0.0.1:1234"}, 'r0.source: args: write kind = "rtl-tcp" and address = "HOST:PORT"'),
         ({"args": "numchan=2 rtl=0 buffers=8,rtl_tcp=h:1"}, 'args: write kind = "rtl-tcp"'),
     ],
