@@ -23,22 +23,35 @@ log = logging.getLogger(__name__)
 
 IMPATIENT_S = 0.5
 """A signal that comes sooner after the first is taken for the same: `timeout`, for one, sends two."""
-FIXED = ("probability", "peaks", "max_in_flight", "queue")
+FIXED = ("probability", "peaks", "max_in_flight", "queue", "fallback")
 """Keys of `[model]` that stay what they are while an engine runs."""
 
 
-def not_followed(station: Station, wanted: Station) -> list[str]:
-    """What an engine that runs `station` cannot follow of `wanted`: tables as `[name]`, keys as `model.key`."""
+SOURCE = ("uri", "registry", "contract")
+"""Keys of `[model]` that say together where the model comes from."""
+
+
+def not_followed(station: Station, wanted: Station, *, has_compiled: bool) -> list[str]:
+    """What an engine that runs `station` cannot follow of `wanted`: tables as `[name]`, keys as `model.key`.
+
+    `has_compiled`: whether it knows the station's compiled model.
+    """
     tables = [name for name in type(station).model_fields if name != "model"]
     return [
         *(f"[{name}]" for name in tables if getattr(station, name) != getattr(wanted, name)),
         *(f"model.{key}" for key in FIXED if getattr(station.model, key) != getattr(wanted.model, key)),
+        *(["model.uri"] if wanted.model.uri == "compiled" and not has_compiled else []),
     ]
 
 
 def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
-    """Have the engine go over to the `[model]` that is wanted, but for FIXED. Returns the station that runs then."""
-    model = wanted.model.model_copy(update={key: getattr(station.model, key) for key in FIXED})
+    """Have the engine go over to the `[model]` that is wanted, but for what it cannot follow.
+
+    Returns the station that runs then. Where its model is no good, the engine says so later, goes on with the one
+    before, and tries again when it is next asked.
+    """
+    left = FIXED if wanted.model.uri != "compiled" or engine.has_compiled else (*FIXED, *SOURCE)
+    model = wanted.model.model_copy(update={key: getattr(station.model, key) for key in left})
 
     def tell(done: Future[None]) -> None:
         error = done.exception()
@@ -50,8 +63,9 @@ def reload_model(engine: Engine, station: Station, wanted: Station) -> Station:
 
     try:
         engine.configure(model).add_done_callback(tell)
-    except ConfigError as error:  # the streams are ending
+    except ConfigError as error:  # it does not run any more
         log.error("reload: %s", error)
+        return station
     return station.model_copy(update={"model": model})
 
 
@@ -73,7 +87,7 @@ def controlled(engine: Engine, station: Station) -> Iterator[None]:
 @contextmanager
 def signals(stopped: threading.Event, hung_up: threading.Event | None) -> Iterator[None]:
     """SIGINT and SIGTERM set `stopped`, and end the process at once when they come again; SIGHUP sets `hung_up` where
-    there is one. None does outside the main thread, and none ends as well afterwards as before a run.
+    there is one. None does outside the main thread. Afterwards a signal ends the process as it does by default.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

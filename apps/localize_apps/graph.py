@@ -15,6 +15,7 @@ from gnuradio.localize.receiver_source import receiver_source
 from gnuradio.localize.receivers import Receivers
 from gnuradio.localize.recording_source import recording_source
 from localize_core.errors import ConfigError
+from localize_core.serving.engine import Engine
 from localize_core.sources.sigmf import read_sigmf
 from localize_core.station.config import KiwiWavSource, SigmfSource, Station
 from localize_core.tracking.clocks import clock_share
@@ -32,8 +33,11 @@ OnAlive = Callable[[dict[str, Any]], None]
 class Recorder(Protocol):
     """Keeps what a station hears."""
 
-    def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> None:
-        """Before a graph starts: connect to the receivers' streams, (block, port) each in the order of the station."""
+    def attach(self, graph: StationGraph, outputs: list[tuple[Any, int]]) -> Any:
+        """Before a graph starts: connect to the receivers' streams, (block, port) each in the order of the station.
+
+        Returns what is to be kept as long as the graph.
+        """
 
     def settled(self) -> bool:
         """Whether it has taken all samples that the graph's own blocks have."""
@@ -43,14 +47,20 @@ class Recorder(Protocol):
 class RunResult:
     """How a run ended. `failure`: what ended a block, None where all ended well. `interrupted`: by signal or caller.
 
-    `without_fix`: why there is no fix, where there is none.
+    `without_fix`: why there is no fix, as far as is known, where there is none.
     """
 
     fixes: int
     dropped_windows: int
     failure: Exception | None
     interrupted: bool
-    without_fix: str = "the streams ended before a window was full"
+    without_fix: str = ""
+
+
+def why_no_window(engine: Engine) -> str:
+    """Why streams that were heard have filled no window, in words."""
+    lost = [each.detail for each in engine.health.conditions if each.name == "reference_lost"]
+    return lost[0] if lost else "the streams ended before a window was full"
 
 
 class Listener(gr.sync_block):
@@ -138,7 +148,7 @@ class StationGraph(gr.top_block):
         self.msg_connect(fixes, "fix", listener, "fix")
         self.msg_connect(fixes, "status", listener, "status")
         if recorder is not None:  # last: it writes, and nothing else may fail after that
-            recorder.attach(self, outputs)
+            self._attached = recorder.attach(self, outputs)
 
     def _sources(self, station: Station, duration_s: float | None, live: bool) -> Iterator[tuple[Any, int]]:
         table = station.station

@@ -7,38 +7,34 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from typing import Any
 
 from gnuradio.localize.radios import open_radio
 from gnuradio.localize.receivers import OpenRadio, Receivers
 from localize_core.errors import ConfigError, LocalizeError
-from localize_core.metrics.sinks import CountingSink
 from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
-from localize_apps import logs
+from localize_apps import ending, logs
 from localize_apps.commands import controlled, not_followed, reload_model, signals
-from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
+from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph, why_no_window
 from localize_apps.outlets import OnServing, check_outlets, outlets
+from localize_apps.running_graph import STOP_S, RunningGraph, SinkAccount
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 ALIVE_S = 1.0
 """From one word that the run is alive to the next."""
-STOP_S = 10.0
-"""A flowgraph may take so long to stop."""
 MOST_FAILURES = 5
 """So many in a row end the run."""
 STEADY_S = 60.0
 """A graph that has run for so long begins another row."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 8.0
 """Before a graph that has failed starts anew: after the first failure, and at most."""
-STALL_S = 30.0
-"""A graph that takes nothing for so long while samples wait has failed."""
 
 
 def run_live(
@@ -70,7 +66,7 @@ def run_live(
             while not stopped.wait(LOOK_S) and run.look() and (end_s is None or time.monotonic() < end_s):
                 if reread is not None and hung_up.is_set():
                     hung_up.clear()
-                    run.reload(reread, lambda: on_alive(run.alive("reloading")))
+                    run.reload(reread, lambda: on_alive(run.alive("reloading")), stopped)
                     told_s = 0.0
                 if time.monotonic() - told_s >= ALIVE_S:
                     told_s = time.monotonic()
@@ -108,13 +104,13 @@ class LiveRun:
         self._recorder, self._radio_of, self._most_failures = recorder, radio_of, most_failures
         self._shown: OnFix = lambda fix: None
         self._serving = ExitStack()
-        self._sinks: dict[str, _Sink] = {}
+        self._sinks: dict[str, SinkAccount] = {}
         self._failures = 0
         self._ended_fixes = self._ended_dropped = 0
         self._accepted = False  # whether a device that can never work is only a device that is lost
         self._telling = threading.Lock()
         self._receivers = Receivers(station, self._receivers_changed, radio_of=radio_of)
-        self._graph: _Running | None = None
+        self._graph: RunningGraph | None = None
         self._next = self._made(station, self._receivers)
         self._last = self._next.graph
         self._resume_s: float | None = None
@@ -147,7 +143,7 @@ class LiveRun:
             for name, each in told.items()
             if not each["taken"]
         ]
-        heard = ["the streams ended before a window was full"] if len(unheard) < len(told) else []
+        heard = [why_no_window(self.engine)] if len(unheard) < len(told) else []
         return "; ".join(heard + unheard)
 
     # Life
@@ -189,10 +185,11 @@ class LiveRun:
         self._serving.close()
         self._last.localizer.engine.close()
 
-    def reload(self, reread: Callable[[], Station], on_wait: Callable[[], None]) -> None:
+    def reload(self, reread: Callable[[], Station], on_wait: Callable[[], None], stopped: threading.Event) -> None:
         """Go over to the station file as it is now: its `[model]` at once, anything else with another graph.
 
-        `on_wait`: called at first, and about each second while that graph is prepared.
+        `on_wait`: called at first, and about each second while that graph is prepared. It is given up where `stopped`
+        is set or the graph that runs fails for good.
         """
         on_wait()
         try:
@@ -202,25 +199,35 @@ class LiveRun:
         except ConfigError as error:
             log.error("reload: going on as before: %s", error)
             return
-        if not _takes_a_graph(self.station, wanted) and self._receivers.fatal is None:
+        left = not_followed(self.station, wanted, has_compiled=self.engine.has_compiled)
+        if not left and self._receivers.fatal is None:
             self.station = reload_model(self.engine, self.station, wanted)
             return
         before, self._accepted = self.station, True
         try:
-            self._replace(wanted, on_wait)
-            logs.say("reload: done")
+            if self._replace(wanted, on_wait, stopped):
+                logs.say("reload: done")
         except LocalizeError as error:
             log.error("reload: going on as before: %s", error)
-            if self._graph is None:  # what was to be served cannot be
-                self._replace(before, on_wait)
+            if self.station is wanted:  # what was to be served cannot be
+                self._replace(before, on_wait, stopped)
 
-    def _replace(self, station: Station, on_wait: Callable[[], None]) -> None:
-        """Have another station run. Raises what is wrong with it, if possible before the one that runs is ended."""
+    def _replace(self, station: Station, on_wait: Callable[[], None], stopped: threading.Event) -> bool:
+        """Have another station run. Raises what is wrong with it, if possible before the one that runs is ended.
+
+        Returns False where that was given up.
+        """
         check_outlets(station, self.station)
         receivers = Receivers(station, self._receivers_changed, before=self._receivers, radio_of=self._radio_of)
-        with ThreadPoolExecutor(1, "localize-prepare") as pool:  # a model may take minutes to be compiled or fetched
-            future = pool.submit(self._made, station, receivers)
-            while not wait([future], ALIVE_S).done:
+        future = self._prepared(station, receivers)
+        told_s = time.monotonic()
+        while not wait([future], min(LOOK_S, ALIVE_S)).done:
+            if stopped.is_set() or not self.look():
+                ending.abandoned.append(future)
+                future.add_done_callback(_let_go)
+                return False
+            if time.monotonic() - told_s >= ALIVE_S:
+                told_s = time.monotonic()
                 on_wait()
         made = future.result()
         self._halt(finish=True)
@@ -232,8 +239,24 @@ class LiveRun:
         receivers.start()
         self._serve()
         self._run(made)
+        return True
 
-    def _made(self, station: Station, receivers: Receivers, after: StationGraph | None = None) -> _Running:
+    def _prepared(self, station: Station, receivers: Receivers) -> Future[RunningGraph]:
+        """Another graph, made in a thread that no end of the run waits for: it may take minutes to compile or fetch a
+        model.
+        """
+        future: Future[RunningGraph] = Future()
+
+        def prepare() -> None:
+            try:
+                future.set_result(self._made(station, receivers))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=prepare, name="localize-prepare", daemon=True).start()
+        return future
+
+    def _made(self, station: Station, receivers: Receivers, after: StationGraph | None = None) -> RunningGraph:
         listener = Listener(self._tell, self._on_status, lambda: None)
         graph = StationGraph(
             station,
@@ -246,18 +269,18 @@ class LiveRun:
         )
         engine = graph.localizer.engine
         engine.observe("receivers", receivers.report)
-        return _Running(graph, listener)
+        return RunningGraph(graph, listener)
 
     def _serve(self) -> None:
         engine = self.engine
-        self._sinks = {name: _Sink() for name in self._last.named_sinks}
+        self._sinks = {name: SinkAccount() for name in self._last.named_sinks}
         shown = outlets(self.station, engine, self._sinks, self._on_serving)
         with ExitStack() as stack:
             self._shown = stack.enter_context(shown)
             stack.enter_context(controlled(engine, self.station))
             self._serving = stack.pop_all()
 
-    def _run(self, running: _Running) -> None:
+    def _run(self, running: RunningGraph) -> None:
         self._graph, self._last = running, running.graph
         for name, sink in running.graph.named_sinks.items():
             self._sinks[name].go_on(sink)
@@ -315,74 +338,7 @@ class LiveRun:
         engine.notify()
 
 
-class _Running:
-    """A graph with its listener, and the thread that waits for its end."""
-
-    def __init__(self, graph: StationGraph, listener: Listener) -> None:
-        self.graph, self.listener = graph, listener
-        self.began_s = 0.0
-        self._ended = threading.Event()
-        self._moved_s = 0.0
-        self._progress: list[int] = []
-
-    def start(self) -> None:
-        self.began_s = self._moved_s = time.monotonic()
-        self.graph.start()
-        threading.Thread(target=self._wait, name="localize-wait", daemon=True).start()
-
-    def _wait(self) -> None:
-        self.graph.wait()
-        self._ended.set()
-
-    def trouble(self, receivers: Receivers) -> Exception | None:
-        """Why another graph is needed, if it is."""
-        if self.graph.failure is not None:
-            return self.graph.failure
-        if self._ended.is_set():
-            return LocalizeError("the flowgraph ended")
-        delivered = [buffer.count.delivered for buffer in receivers.buffers]
-        if delivered != self._progress or not any(buffer.count.waiting for buffer in receivers.buffers):
-            self._progress, self._moved_s = delivered, time.monotonic()
-        if time.monotonic() - self._moved_s > STALL_S:
-            return LocalizeError(f"the flowgraph has taken nothing for {STALL_S:g} s")
-        return None
-
-    def stop(self, *, finish: bool) -> bool:
-        """Returns whether it has stopped."""
-        if finish and not self._ended.is_set():
-            self.graph.finish()
-        self.graph.stop()
-        return self._ended.wait(STOP_S)
-
-
-class _Sink:
-    """The account of a sink over all graphs that it was in."""
-
-    def __init__(self) -> None:
-        self._ended_sent = self._ended_dropped = 0
-        self._now: CountingSink | None = None
-
-    def go_on(self, sink: CountingSink) -> None:
-        if self._now is not None:
-            self._ended_sent += self._now.sent
-            self._ended_dropped += self._now.dropped + self._now.backlog
-        self._now = sink
-
-    @property
-    def sent(self) -> int:
-        return self._ended_sent + (0 if self._now is None else self._now.sent)
-
-    @property
-    def dropped(self) -> int:
-        return self._ended_dropped + (0 if self._now is None else self._now.dropped)
-
-    @property
-    def backlog(self) -> int:
-        return 0 if self._now is None else self._now.backlog
-
-
-def _takes_a_graph(station: Station, wanted: Station) -> bool:
-    """Whether more has changed than an engine can follow while it runs."""
-    now, then = station.model, wanted.model
-    to_compiled = then.uri == "compiled" and now.uri != "compiled"
-    return bool(not_followed(station, wanted)) or now.fallback != then.fallback or to_compiled
+def _let_go(prepared: Future[RunningGraph]) -> None:
+    """Of a graph that nobody waits for any more."""
+    if prepared.exception() is None:
+        prepared.result().graph.localizer.engine.close()

@@ -1,6 +1,6 @@
 """The `gr-localize` command: finds the subcommand, sets up logging, turns errors into exit codes.
 
-0 done, 1 failed while running, 2 wrong usage or configuration, 130 interrupted.
+0 done, 1 failed while running, 2 wrong usage or configuration, 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import importlib
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 from localize_core import __version__
 from localize_core.errors import ConfigError, LocalizeError
 
-from localize_apps import early, logs
+from localize_apps import early, ending, logs
 
 # name: (module, one line for --help). The module is imported only when it is called; its click command is named
 # `command` and returns None or an exit code.
@@ -54,14 +55,17 @@ class LazyGroup(click.Group):
         logs.set_up(_level(ctx.params["verbose"], ctx.params["quiet"]), ctx.params["log_format"])
         return super().invoke(ctx)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] in RUNNING and logs.owns_process:
+            early.mind_interruption() if "--dry-run" in args else early.mind_signals()
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in RUNNING and logs.owns_process:
-            early.mind_signals()
         # GNU Radio reads these when the command imports it; left alone, it logs everything to standard output.
         level = _level(ctx.params.get("verbose", 0), ctx.params.get("quiet", False))
         os.environ.setdefault("GR_CONF_LOG_LOG_FILE", "stderr")
@@ -101,6 +105,14 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (default: the process's own). Returns the exit code."""
     logs.close()
     logs.owns_process = args is None
+    code = _exit_code(args)
+    if logs.owns_process:
+        logs.close()
+        ending.leave(code)
+    return code
+
+
+def _exit_code(args: list[str] | None) -> int:
     try:
         result = cli.main(args, prog_name="gr-localize", standalone_mode=False)
         return result if isinstance(result, int) else 0

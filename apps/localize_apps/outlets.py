@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from localize_core.errors import ConfigError, PublishError
+from localize_core.errors import PublishError
 from localize_core.serving.engine import Engine
 from localize_core.station.config import Station
 from localize_core.types.fix import Fix
@@ -84,8 +84,7 @@ def check_outlets(station: Station, before: Station | None = None) -> None:
     for key, (host, port) in _addresses(station).items():
         reason = "" if port == 0 or port in held else why_not_free(host, port)
         if reason:
-            kind = ConfigError if key == "control.endpoint" else PublishError
-            raise kind(f"{key}: cannot listen at {host} port {port}: {reason}")
+            raise PublishError(f"{key}: cannot listen at {host} port {port}: {reason}")
 
 
 def why_not_free(host: str, port: int) -> str:

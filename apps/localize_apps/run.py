@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from localize_core.errors import ConfigError, ModelError, SourceError, UnknownModelError
+from localize_core.sanity.monitor import CONDITIONS
 from localize_core.station.config import HttpTable, Station, load_station
 from localize_core.types.fix import Fix
 from localize_core.wire.fix_json import fix_to_json
@@ -18,6 +19,7 @@ from localize_core.wire.text import fix_line
 
 from localize_apps import logs
 from localize_apps.graph import OnFix, Recorder
+from localize_apps.native_lines import native_lines
 from localize_apps.runner import run_station
 from localize_apps.stdout import own_stdout
 from localize_apps.systemd import ServiceReport
@@ -25,8 +27,8 @@ from localize_apps.systemd import ServiceReport
 log = logging.getLogger(__name__)
 
 
-OWN_LINES = ("receiver_lost",)
-"""Conditions whose every change has a line of its own."""
+OWN_LINES = ("receiver_lost", *CONDITIONS)
+"""Reasons of a status whose beginning and every change has a warning of its own."""
 
 
 def with_http(station: Station, port: int | None) -> Station:
@@ -90,7 +92,8 @@ def command(
     SIGHUP reads STATION again: a station with radios goes over to it, any other to the model that its [model] names.
 
     Exit code 0 when the streams ended, 1 when a block failed, 2 when the station cannot work; with --dry-run 0 or 2.
-    SIGINT and SIGTERM end it with the fixes that are on their way, a second one at once (130, 143).
+    SIGINT and SIGTERM end it with the fixes that are on their way, a second one at once (130, 143), and a dry run at
+    once, too.
     """
 
     def load() -> Station:
@@ -133,13 +136,13 @@ class StatusLog:
         news = "".join(f"; {reason}: {detail}" for reason, detail in fresh.items() if detail)
         news += "".join(f"; {reason} is over" for reason in over if reasons)
         changed = bool(self._told) and told != self._told and state != "stopped"
-        # Receivers say themselves where they have gone.
-        worse = any(detail and reason not in OWN_LINES for reason, detail in fresh.items())
-        begins = any(reason not in self._reasons for reason in reasons)
+        worse = any(
+            detail or reason not in self._reasons for reason, detail in fresh.items() if reason not in OWN_LINES
+        )
         if told == self._told and reasons == self._reasons:
             level = logging.DEBUG
         else:
-            level = logging.WARNING if changed or worse or begins or over or state == "failed" else logging.INFO
+            level = logging.WARNING if changed or worse or over or state == "failed" else logging.INFO
         self._told, self._reasons = told, reasons
         serving = f"{told['model']} version {told['version']} ({str(told['sha256'])[:12]})"
         fields = {**told, "reasons": list(reasons), "topic": "status"}
@@ -162,7 +165,7 @@ def carry_out(
 
     note = StatusLog()
     try:
-        with logs.native_lines(), own_stdout():
+        with native_lines(), own_stdout():
             result = run_station(
                 station,
                 on_fix=on_fix,

@@ -13,9 +13,10 @@ from localize_core.station.config import Station
 from localize_core.types.fix import Fix
 
 from localize_apps.commands import controlled, not_followed, reload_model, signals
-from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph
-from localize_apps.live import ALIVE_S, STOP_S, run_live
+from localize_apps.graph import Listener, OnAlive, OnFix, OnStatus, Recorder, RunResult, StationGraph, why_no_window
+from localize_apps.live import ALIVE_S, run_live
 from localize_apps.outlets import OnServing, check_outlets, outlets
+from localize_apps.running_graph import STOP_S
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def run_station(
     Raises ConfigError, ModelError, RegistryError, UnavailableError, SourceError or PublishError before anything starts.
     """
     stopped = stopped or threading.Event()
-    check_outlets(station)  # what it takes to build it, and a recorder's folder, would be for nothing
+    check_outlets(station)  # first: building it takes long, and a recorder makes its folder
     if station.is_live:
         return run_live(
             station,
@@ -119,7 +120,10 @@ def run_station(
         failure = graph.failure
         if failure is None and not ended.is_set():
             failure = LocalizeError(f"the flowgraph did not stop within {STOP_S:g} s")
-        return RunResult(listener.fixes, graph.localizer.inference.dropped, failure, interrupted)
+        localizer = graph.localizer
+        return RunResult(
+            listener.fixes, localizer.inference.dropped, failure, interrupted, why_no_window(localizer.engine)
+        )
 
 
 def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]) -> Station:
@@ -129,6 +133,7 @@ def _reload(graph: StationGraph, station: Station, reread: Callable[[], Station]
     except ConfigError as error:
         log.error("reload: going on as before: %s", error)
         return station
-    if left := not_followed(station, wanted):
+    engine = graph.localizer.engine
+    if left := not_followed(station, wanted, has_compiled=engine.has_compiled):
         log.warning("reload: a restart is needed for %s, left as it was", ", ".join(left))
-    return reload_model(graph.localizer.engine, station, wanted)
+    return reload_model(engine, station, wanted)

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,14 @@ def servers(start_rtl_tcp: Callable[..., Any], heard: np.ndarray) -> Callable[[i
 
 
 class Told:
-    """What a run has told so far: `fixes`; in a thread also `statuses`, and `alive` as the run's on_alive hears."""
+    """What a run has told so far."""
 
     def __init__(self) -> None:
         self.fixes: list[Fix] = []
-        self.statuses: list[dict[str, Any]] = []
-        self.alive: list[dict[str, Any]] = []
+
+    def last_words(self) -> str:
+        """What it has said last, beside fixes."""
+        raise NotImplementedError
 
     def ended(self) -> str | None:
         """How it has ended, None while it runs."""
@@ -64,7 +67,7 @@ class Told:
         while not condition():
             ended = self.ended()
             assert ended is None or condition(), ended
-            assert time.monotonic() < deadline_s, (self.fixes[-1:], self.alive[-1:])
+            assert time.monotonic() < deadline_s, (self.fixes[-1:], self.last_words())
             time.sleep(0.02)
 
     def more(self, count: int = 3) -> list[Fix]:
@@ -75,16 +78,21 @@ class Told:
 
 
 class Thread(Told):
-    """A station that runs in a thread of the test, with `run_station`'s options. `keep` has each fix first."""
+    """A station that runs in a thread of the test, with `run_station`'s options. `keep` has each fix first.
+
+    `statuses`, `alive`: what the run's on_status and on_alive have heard.
+    """
 
     def __init__(self, station: Station, *, keep: Callable[[Fix], None] | None = None, **options: Any) -> None:
         super().__init__()
+        self.statuses: list[dict[str, Any]] = []
+        self.alive: list[dict[str, Any]] = []
         self._keep = keep
         self.result: RunResult | None = None
         self.error: Exception | None = None
         self._stopped = threading.Event()
         told = {"on_fix": self._take, "on_status": self.statuses.append, "on_alive": self.alive.append}
-        self._thread = threading.Thread(target=self._run, args=(station, {**told, **options}))
+        self._thread = threading.Thread(target=self._run, args=(station, {**told, **options}), daemon=True)
         self._thread.start()
 
     def _run(self, station: Station, options: dict[str, Any]) -> None:
@@ -97,6 +105,9 @@ class Thread(Told):
         if self._keep is not None:
             self._keep(fix)
         self.fixes.append(fix)
+
+    def last_words(self) -> str:
+        return str(self.alive[-1:])
 
     def ended(self) -> str | None:
         return None if self._thread.is_alive() else f"{self.result}, {self.error}"
@@ -118,6 +129,7 @@ class Thread(Told):
     def end(self) -> None:
         self._stopped.set()
         self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), f"it did not end within {WAIT_S:g} s"
 
 
 class Process(Told):
@@ -140,6 +152,9 @@ class Process(Told):
     def log(self) -> str:
         return self._log.read_text()
 
+    def last_words(self) -> str:
+        return self.log[-1000:]
+
     def ended(self) -> str | None:
         return None if self.process.poll() is None else f"ended with {self.process.returncode}: {self.log}"
 
@@ -159,15 +174,14 @@ class Process(Told):
 @pytest.fixture
 def run(folder: Path) -> Iterator[Callable[..., Thread]]:
     """Runs stations in threads until the test ends."""
-    runs: list[Thread] = []
+    with ExitStack() as runs:
 
-    def start(station: Station, **options: Any) -> Thread:
-        runs.append(Thread(station, **options))
-        return runs[-1]
+        def start(station: Station, **options: Any) -> Thread:
+            thread = Thread(station, **options)
+            runs.callback(thread.end)
+            return thread
 
-    yield start
-    for each in runs:
-        each.end()
+        yield start
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from localize_apps.commands import not_followed
 from localize_apps.main import main
 from localize_benchmarks.process import start_app
 from localize_benchmarks.stations import SCENE, SIMULATED, station_text
-from localize_core.errors import ConfigError, UnavailableError
+from localize_core.errors import ConfigError, PublishError, UnavailableError
 from localize_core.model.contract import METADATA_KEY, Contract
 from localize_core.serving.control import ControlServer, parse_command, send_command
 from localize_core.serving.engine import Engine
@@ -125,15 +125,20 @@ def test_hangup_reads_model_and_station_file_again(folder, compiled, running):
     (folder / "station.toml").write_text(text.replace('"model.onnx"', '"other.onnx"'))
     running.process.send_signal(signal.SIGHUP)
     wait_for_version(running, "3")
-    (folder / "station.toml").write_text(
-        text.replace('"model.onnx"', '"other.onnx"\npeaks = 2').replace("window_s = 0.1", "window_s = 0.2")
-    )
+    write_version(compiled, "4", to=folder / "third.onnx")
+    changed = text.replace('"model.onnx"', '"third.onnx"\npeaks = 2\nfallback = "other.onnx"')
+    (folder / "station.toml").write_text(changed.replace("window_s = 0.1", "window_s = 0.2"))
     running.process.send_signal(signal.SIGHUP)
-    running.until(lambda: "a restart is needed for [features], model.peaks, left as it was" in running.log)
+    left = "a restart is needed for [features], model.peaks, model.fallback, left as it was"
+    running.until(lambda: left in running.log)
+    wait_for_version(running, "4")  # the rest of it is followed
+    (folder / "station.toml").write_text(text.replace('"model.onnx"', '"compiled"'))
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "a restart is needed for model.uri, left as it was" in running.log)
     (folder / "station.toml").write_text("not TOML")
     running.process.send_signal(signal.SIGHUP)
     running.until(lambda: "going on as before" in running.log)
-    wait_for_version(running, "3")
+    wait_for_version(running, "4")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,7 @@ def test_hangup_reads_model_and_station_file_again(folder, compiled, running):
     [
         ("[scene]", "[model]\nmin_confidence = 0.1\npoll_s = 5\n[scene]", []),
         ("[scene]", "[model]\npeaks = 2\n[scene]", ["model.peaks"]),
+        ("[scene]", '[model]\nfallback = "compiled"\n[scene]', ["model.fallback"]),
         (
             "[scene]",
             "[model]\nprobability = 0.5\nqueue = { windows = 2 }\n[scene]",
@@ -152,8 +158,15 @@ def test_hangup_reads_model_and_station_file_again(folder, compiled, running):
 )
 def test_what_an_engine_cannot_follow(old, new, left):
     before, wanted = (parse_station(text, folder=Path()) for text in (STATION, STATION.replace(old, new)))
-    assert not_followed(before, before) == []
-    assert not_followed(before, wanted) == left
+    assert not_followed(before, before, has_compiled=True) == []
+    assert not_followed(before, wanted, has_compiled=True) == left
+
+
+def test_whoever_does_not_know_the_compiled_model_cannot_go_over_to_it():
+    tables = [f'[model]\nuri = "{uri}"\n' for uri in ("model.onnx", "compiled")]
+    before, wanted = (parse_station(STATION + table, folder=Path()) for table in tables)
+    assert not_followed(before, wanted, has_compiled=False) == ["model.uri"]
+    assert not_followed(before, wanted, has_compiled=True) == []
 
 
 @pytest.mark.parametrize(
@@ -211,7 +224,7 @@ def test_answers_over_a_socket(server):
 
 def test_an_endpoint_that_is_taken(server):
     other = ControlServer(server._engine, server.endpoint)
-    with pytest.raises(ConfigError, match="Address already in use"):
+    with pytest.raises(PublishError, match="Address already in use"):
         other.start()
 
 
@@ -245,7 +258,7 @@ def test_an_endpoint_of_another_station_is_left_to_it(server, tmp_path):
     one, other = (ControlServer(server._engine, f"ipc://{tmp_path}/control") for _ in range(2))
     one.start()
     try:
-        with pytest.raises(ConfigError, match="another station takes commands there"):
+        with pytest.raises(PublishError, match="another station takes commands there"):
             other.start()
         assert send_command(one.endpoint, "health")["live"] is True
     finally:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from localize_apps import live
+from localize_apps import ending, live
 from localize_apps.main import main
 from localize_benchmarks.stations import EMITTER, PLACES, rtl_tcp, station_text
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError
 from localize_core.geodesy import GEOD
+from localize_core.serving.engine import Engine
 from localize_core.station.config import Station, parse_station
 from localize_core.types.fix import Fix
 
+WAIT_S = 60.0
 PUBLISH = '[publish]\nfile = { path = "fixes.jsonl" }\n'
 
 
@@ -108,9 +112,12 @@ def test_nobody_was_ever_there(run, servers):
 
 
 def test_a_duration(run, servers):
-    result = run(station_of(servers(1)), duration_s=1.0).wait()
-    assert result.failure is None
-    assert not result.interrupted
+    began_s = time.monotonic()
+    station = run(station_of(servers(1)), duration_s=3.0)
+    result = station.wait()
+    assert time.monotonic() - began_s >= 3.0
+    assert (result.failure, result.interrupted) == (None, False)
+    assert result.fixes == len(station.fixes) > 0
 
 
 def test_what_a_driver_can_never_do_ends_the_run_at_once(folder, servers, capsys):
@@ -312,9 +319,70 @@ def test_preparing_another_graph_tells_all_the_time_that_it_is_alive(live_run, m
 
     monkeypatch.setattr(live_run, "_made", slow)
     wanted = renamed(live_run.station)
-    live_run.reload(lambda: wanted, lambda: told.append(live_run.alive("reloading")["phase"]))
+
+    def on_wait() -> None:
+        told.append(live_run.alive("reloading")["phase"])
+
+    live_run.reload(lambda: wanted, on_wait, threading.Event())
     assert live_run.station is wanted
     assert len(told) >= 5
+
+
+@pytest.fixture
+def endless(monkeypatch):
+    """Another graph than the first is not made before this is set, and is let go when the test ends."""
+    made, close, released = live.LiveRun._made, Engine.close, threading.Event()
+    threads, prepared, closed = [], [], []
+
+    def slow(self: live.LiveRun, *arguments: Any) -> Any:
+        if threading.current_thread().name != "localize-prepare":
+            return made(self, *arguments)
+        threads.append(threading.current_thread())
+        assert released.wait(WAIT_S)
+        prepared.append(made(self, *arguments))
+        return prepared[-1]
+
+    def closing(self: Engine) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(live.LiveRun, "_made", slow)
+    monkeypatch.setattr(Engine, "close", closing)
+    monkeypatch.setattr(ending, "abandoned", [])
+    yield released
+    released.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    (late,) = prepared
+    assert late.graph.localizer.engine in closed
+    assert len(ending.abandoned) == 1
+
+
+def test_sigterm_ends_a_run_that_prepares_another_graph(folder, servers, endless, monkeypatch):
+    text = text_of(servers(1))
+    (folder / "station.toml").write_text(text)
+    prepared = live.LiveRun._prepared
+
+    def signalled(self: live.LiveRun, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return prepared(self, *arguments)
+
+    def changed(*arguments: Any) -> None:
+        (folder / "station.toml").write_text(text.replace('name = "live"', 'name = "changed"'))
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(live.LiveRun, "_prepared", signalled)
+    monkeypatch.setattr("localize_apps.run.fix_line", changed)
+    assert main(["run", "station.toml"]) == 0
+    assert not endless.is_set()
+
+
+def test_a_graph_that_fails_while_another_is_prepared_is_seen(live_run, endless, monkeypatch):
+    station = live_run.station
+    break_once(monkeypatch, 1)
+    live_run.reload(lambda: renamed(station), lambda: None, threading.Event())
+    assert isinstance(live_run.failure, EngineError)
+    assert live_run.station is station
 
 
 @pytest.mark.parametrize(
@@ -333,9 +401,9 @@ def test_an_address_that_is_in_use_is_said_and_nothing_is_halted(live_run, caplo
         text = station_text(rtl_tcp(["127.0.0.1:1"]), name="live", rate_hz=250e3, window_s=0.2)
         served = parse_station(text + tables.format(port), folder=Path())
         changes = {name: getattr(served, name) for name in ("http", "metrics", "control", "publish")}
-        live_run.reload(lambda: renamed(station, **changes), lambda: None)
+        live_run.reload(lambda: renamed(station, **changes), lambda: None, threading.Event())
     assert f"going on as before: {key}: cannot listen at 127.0.0.1 port {port}: Address already in use" in caplog.text
     assert (live_run.station, live_run._graph) == (station, graph)
-    live_run.reload(lambda: renamed(station, **changes), lambda: None)  # it is free now
+    live_run.reload(lambda: renamed(station, **changes), lambda: None, threading.Event())  # it is free now
     assert live_run.station.station.name == "changed"
-    live_run.reload(lambda: station, lambda: None)
+    live_run.reload(lambda: station, lambda: None, threading.Event())

@@ -15,16 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from localize_apps.logs import (
-    JsonFormatter,
-    NativeLines,
-    RateLimit,
-    TextFormatter,
-    complain,
-    goes_to_journal,
-    say,
-    set_up,
-)
+from localize_apps.log_formats import JsonFormatter, TextFormatter
+from localize_apps.logs import complain, goes_to_journal, say, set_up
+from localize_apps.native_lines import NativeLines
+from localize_apps.rate_limit import RateLimit
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 WAIT_S = 60.0
@@ -77,12 +71,12 @@ def test_a_flood_becomes_its_beginning_and_a_count(kept):
     clock = Clock()
     tell = limited(kept, burst=3, clock=clock)
     for number in range(40):
-        tell("lost %d samples of %s", number, "north")
+        tell("lost %d samples of %s", number, "north", lost=number)
     assert kept.messages == [f"lost {number} samples of north" for number in range(3)]
     clock.now_s = 61.0
     tell("something else")
     assert kept.messages[3:] == ["lost 39 samples of north … and 37 more in 61 s", "something else"]
-    assert vars(kept.records[3])["held"] == 37
+    assert (kept.records[3].held, kept.records[3].lost) == (37, 39)
     tell("lost %d samples of %s", 40, "north")
     assert kept.messages[-1] == "lost 40 samples of north"
 
@@ -240,13 +234,14 @@ def test_lines_of_other_libraries(kept):
 NATIVE = """
 import ctypes, logging, os, signal, sys
 from localize_apps import logs
+from localize_apps.native_lines import native_lines
 from gnuradio import gr
 class probe(gr.sync_block):
     def __init__(self):
         gr.sync_block.__init__(self, "probe", None, None)
 logs.owns_process = True
 logs.set_up(logging.WARNING, sys.argv[1])
-with logs.native_lines():
+with native_lines():
     block = probe()
     block.logger.warn("one\\ntwo")
     block.logger.info("too quiet")

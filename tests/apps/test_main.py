@@ -133,3 +133,23 @@ def test_logs_go_to_standard_error() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert "WARNING root: noted" in done.stderr
+
+
+ABANDONED = """
+from concurrent.futures import Future
+from localize_apps import ending
+work = Future()
+if {done}:
+    work.set_result(None)
+ending.abandoned.append(work)
+print("said", end="")
+ending.leave(3)
+print(" and done", end="")
+"""
+
+
+@pytest.mark.parametrize(("done", "code", "said"), [(False, 3, "said"), (True, 0, "said and done")])
+def test_work_that_cannot_be_ended_holds_up_no_end(done, code, said):
+    command = [sys.executable, "-c", ABANDONED.format(done=done)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60.0)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, said, "")

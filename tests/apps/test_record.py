@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import signal
 import socket
 import time
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 import sigmf
-from localize_apps.live import _Running
+from localize_apps.folder_recorder import FolderRecorder
+from localize_apps.graph import Listener, StationGraph
 from localize_apps.main import main
-from localize_apps.record import FolderRecorder, Size, recorded_station
+from localize_apps.record import Size, recorded_station
 from localize_apps.runner import run_station
+from localize_apps.running_graph import RunningGraph
 from localize_benchmarks.stations import SCENE, SIMULATED, rtl_tcp, station_text
 from localize_core.engine.locator import Locator
 from localize_core.errors import EngineError
@@ -236,9 +239,29 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
     assert {name: figures["state"] for name, figures in told.items()} == dict.fromkeys(told, "stopped")
     assert told["north 1"]["samples"] == 36_000
     assert told["new east"]["bytes"] == 8 * 18_000
-    assert recorder.report()["free_bytes"] > 0
     gone = sum(figures["files_removed"] for figures in told.values())
     assert sum(figures["files"] for figures in told.values()) - gone == len(list(kept.rglob("*.sigmf-data")))
+    shutil.rmtree(kept)
+    assert recorder.report()["free_bytes"] > 0  # as the last write has seen it: nobody waits for a disk here
+
+
+def test_parts_of_receivers_that_are_no_more_go_first(folder):
+    """And a graph that never begins has no folder."""
+    kept, nothing = folder / "kept", lambda *_: None
+    recorder = FolderRecorder(kept, datatype="cf32_le", live=False, limits=Limits(min_free_bytes=0), max_bytes=400_000)
+    both = recorded_station(load_station("two.toml"))
+    one = both.model_copy(update={"receiver": both.receiver[:1]})
+    first = run_station(both, on_fix=recorder.keep, duration_s=0.5, live=False, recorder=recorder)
+    assert first.failure is None
+    listener = Listener(nothing, nothing, nothing)
+    never = StationGraph(one, listener, duration_s=1.0, live=False, recorder=recorder)
+    never.localizer.engine.close()
+    result = run_station(one, on_fix=recorder.keep, duration_s=1.5, live=False, recorder=recorder)
+    assert result.failure is None
+    recorder.close()
+    assert {path.name for path in kept.glob("*.sigmf-data")} == {f"north_1-000{n}.sigmf-data" for n in (1, 2)}
+    assert len(list((kept / "run-0002").glob("north_1-*.sigmf-data"))) == 3
+    assert not (kept / "run-0003").exists()
 
 
 # Radios
@@ -246,7 +269,7 @@ def test_all_runs_of_a_folder_share_its_bytes_and_the_oldest_go_first(folder, ca
 
 def test_the_graph_after_one_that_failed_is_recorded_too(folder, run, monkeypatch, start_rtl_tcp, heard):
     """Its sink in Python is kept until it starts, whatever is collected meanwhile."""
-    infer, start, failures = Locator.infer, _Running.start, []
+    infer, start, failures = Locator.infer, RunningGraph.start, []
 
     def failing(*arguments: Any, **options: Any) -> Any:
         if not failures:
@@ -254,12 +277,12 @@ def test_the_graph_after_one_that_failed_is_recorded_too(folder, run, monkeypatc
             raise failures[0]
         return infer(*arguments, **options)
 
-    def collecting(running: _Running) -> None:
+    def collecting(running: RunningGraph) -> None:
         gc.collect()
         start(running)
 
     monkeypatch.setattr(Locator, "infer", failing)
-    monkeypatch.setattr(_Running, "start", collecting)
+    monkeypatch.setattr(RunningGraph, "start", collecting)
     recorded = Recorded([start_rtl_tcp(heard[0])], folder, run)
     recorded.wait_for_present(1)
     live = recorded.stop()
@@ -281,7 +304,7 @@ def test_a_station_file_that_changes_while_it_is_recorded(folder, start, publish
     recording.until(lambda: recording.fixes and present(recording.fixes[-1]) == 2)
     east.refuse()
     recording.until(lambda: "WARNING gnuradio.time_align: east is absent" in recording.log)
-    assert recording.log.count("status: degraded") == 1
+    recording.until(lambda: recording.log.count("status: degraded") == 1)
     assert "present [" not in recording.log
     assert "gr-osmosdr" not in recording.log
     with socket.create_server(("127.0.0.1", 0)) as taken:

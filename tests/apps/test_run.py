@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,15 @@ def test_a_sink_whose_endpoint_is_in_use(folder, capsys):
     assert str(port) in error_line(capsys.readouterr().err)
 
 
+def test_a_control_endpoint_that_is_in_use(folder, capsys):
+    """As of a station before it that is about to end: systemd tries again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        write(folder, "[publish]", f'[control]\nendpoint = "{endpoint}"\n[publish]')
+        assert main(["run", "station.toml"]) == 1
+    assert "control.endpoint: cannot listen at 127.0.0.1 port" in error_line(capsys.readouterr().err)
+
+
 def test_a_file_that_cannot_be_written(folder, station, capsys):
     (folder / "fixes.jsonl").mkdir()
     for duration_s in (None, 0.05):  # a run that is over before it is looked at, too
@@ -260,33 +269,40 @@ def test_a_station_whose_redis_is_away_runs(folder, capsys):
 # what is said of its state
 
 
-def told_of(caplog: pytest.LogCaptureFixture, state: str, **reasons: str) -> tuple[str, str]:
-    """Level and line of the log after this status; reasons with their details."""
-    caplog.clear()
-    listed = [{"reason": name, "detail": detail} for name, detail in reasons.items()]
-    told_of.log({"state": state, "model": "m", "version": 1, "sha256": "0" * 64, "reasons": listed})
-    (record,) = caplog.records
-    return record.levelname, record.getMessage().removeprefix("status: ").replace("m version 1 (000000000000)", "m")
-
-
-def test_a_status_says_what_has_changed(caplog):
+@pytest.fixture
+def told_of(caplog) -> Callable[..., tuple[str, str]]:
+    """Level and line of the log after a status: its state, and reasons with their details."""
     caplog.set_level(logging.DEBUG, "localize_apps.run")
-    told_of.log = StatusLog()
-    assert told_of(caplog, "ready") == ("INFO", "ready, m")
-    assert told_of(caplog, "ready") == ("DEBUG", "ready, m")
+    log = StatusLog()
+
+    def told(state: str, **reasons: str) -> tuple[str, str]:
+        caplog.clear()
+        listed = [{"reason": name, "detail": detail} for name, detail in reasons.items()]
+        log({"state": state, "model": "m", "version": 1, "sha256": "0" * 64, "reasons": listed})
+        (record,) = caplog.records
+        return record.levelname, record.getMessage().removeprefix("status: ").replace("m version 1 (000000000000)", "m")
+
+    return told
+
+
+def test_a_status_says_what_has_changed(told_of):
+    assert told_of("ready") == ("INFO", "ready, m")
+    assert told_of("ready") == ("DEBUG", "ready, m")
     north, both = "north is absent: away", "north is absent: away; east is absent: away"
-    assert told_of(caplog, "degraded", receiver_lost=north) == ("WARNING", f"degraded, m; receiver_lost: {north}")
+    assert told_of("degraded", receiver_lost=north) == ("WARNING", f"degraded, m; receiver_lost: {north}")
     # the receiver has said so itself
     east = ("INFO", "degraded, m; receiver_lost: east is absent: away")
-    assert told_of(caplog, "degraded", receiver_lost=both) == east
+    assert told_of("degraded", receiver_lost=both) == east
     slow = ("WARNING", "degraded, m; queue_full: 3 windows dropped")
-    assert told_of(caplog, "degraded", receiver_lost=both, queue_full="3 windows dropped") == slow
-    assert told_of(caplog, "degraded", queue_full="3 windows dropped") == (
+    assert told_of("degraded", receiver_lost=both, queue_full="3 windows dropped") == slow
+    assert told_of("degraded", queue_full="3 windows dropped") == (
         "WARNING",
         "degraded, m; receiver_lost is over",
     )
-    assert told_of(caplog, "degraded", queue_full="4 windows dropped")[0] == "WARNING"
-    assert told_of(caplog, "ready") == ("WARNING", "ready, m")
+    assert told_of("degraded", queue_full="4 windows dropped")[0] == "WARNING"
+    jump = {"queue_full": "4 windows dropped", "clock_jump": "east has jumped"}  # which sanity has said itself
+    assert told_of("degraded", **jump) == ("INFO", "degraded, m; clock_jump: east has jumped")
+    assert told_of("ready") == ("WARNING", "ready, m")
 
 
 # what tells it to end or to change
@@ -310,16 +326,30 @@ def test_signals_while_it_is_built(folder, capsys, monkeypatch, module):
 
     monkeypatch.setattr(f"localize_apps.{module}.StationGraph", Signalled)
     assert main(["record", "station.toml", "-o", "kept"]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "nothing was recorded\n")
     assert not (folder / "kept").exists()
+
+
+def wait_until_it_minds(process: Any) -> None:
+    """Wait until SIGTERM has a handler, which is put there last."""
+    status = Path(f"/proc/{process.process.pid}/status")
+    bit = 1 << (signal.SIGTERM - 1)
+    process.until(lambda: int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & bit)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_dry_run_that_was_interrupted_says_not_that_all_is_well(start, number):
+    look = start("run", "--dry-run", "station.toml")
+    wait_until_it_minds(look)
+    assert look.end(number) == 128 + number
+    assert look.log == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_before_it_is_up(start, number):
     """From the first moment on, while it loads its libraries."""
     run = start("run", "station.toml")
-    status = Path(f"/proc/{run.process.pid}/status")
-    run.until(lambda: int(re.search(r"SigIgn:\s*(\w+)", status.read_text())[1], 16) & 1)  # the first signal is SIGHUP
+    wait_until_it_minds(run)
     run.process.send_signal(signal.SIGHUP)
     assert run.end(number) == 0, run.log
     assert run.fixes == []

@@ -137,6 +137,8 @@ class SigmfWriter:
         self.index = self.recorded = self.flushed = self.clipped = 0
         self.begun = self.removed = 0
         """Parts that were begun, and that had to go, those of `earlier` too."""
+        self.seen_free: tuple[float, int] | None = None
+        """When it was last looked at (monotonic, s), and how many bytes of the disk were free."""
         self.parts = list(earlier)
         """Metadata of the parts that are whole, oldest first."""
         self._folder, self._stream, self._datatype = folder, stream, datatype
@@ -306,10 +308,11 @@ class SigmfWriter:
         """All samples or none. Raises OSError."""
         content = memoryview(self._encoded(samples)).cast("B")  # type: ignore[arg-type]
         floor = self._limits.min_free_bytes
-        if floor:
-            disk = os.statvfs(self._folder)
-            if disk.f_bavail * disk.f_frsize < floor + len(content):
-                raise OSError(errno.ENOSPC, f"less than min_free_bytes={floor} would be left on the disk")
+        disk = os.statvfs(self._folder)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        self.seen_free = time.monotonic(), free_bytes
+        if floor and free_bytes < floor + len(content):
+            raise OSError(errno.ENOSPC, f"less than min_free_bytes={floor} would be left on the disk")
         done = 0
         try:
             while done < len(content):

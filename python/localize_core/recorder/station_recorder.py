@@ -67,7 +67,7 @@ class StationRecorder:
         self.on_open: Callable[[], None] = lambda: None
         self.on_part: Callable[[], None] = lambda: None
         self.earlier: Mapping[str, Sequence[Path]] = {}
-        self._collecting, self._opening = threading.Lock(), threading.Lock()
+        self._collecting, self._opening, self._counting = threading.Lock(), threading.Lock(), threading.Lock()
         self._digests: dict[Path, str] = {}
         self._whole: dict[int, list[Path]] = {}
         self._ended = [Account()] * len(abouts)
@@ -104,30 +104,28 @@ class StationRecorder:
         except OSError as error:
             raise PublishError(f"cannot record into {self.folder}: {error.strerror or error}") from error
         capacity = max(round(self._queue_s * about.sample_rate_hz), MIN_CAPACITY)
-        before = self.streams[index]
-        if before is not None:
-            self._ended[index] += before.account
-        stream = self.streams[index] = StreamRecorder(writer, capacity=capacity, live=self._live)
+        stream = StreamRecorder(writer, capacity=capacity, live=self._live)
+        with self._counting:
+            before, self.streams[index] = self.streams[index], stream
+            if before is not None:
+                self._ended[index] += before.account
         stream.start()
         return stream
 
     @property
     def accounts(self) -> dict[str, Account]:
         """Of the receivers, by name."""
-        return {
-            about.receiver: ended if stream is None else ended + stream.account
-            for about, stream, ended in zip(self._abouts, self.streams, self._ended, strict=True)
-        }
+        with self._counting:
+            return {
+                about.receiver: ended if stream is None else ended + stream.account
+                for about, stream, ended in zip(self._abouts, self.streams, self._ended, strict=True)
+            }
 
     @property
-    def recorded(self) -> int:
-        """Samples of all streams in files."""
-        return sum(account.samples for account in self.accounts.values())
-
-    @property
-    def lost(self) -> int:
-        """Samples of all streams that were not kept."""
-        return sum(account.lost_queue + account.lost_disk for account in self.accounts.values())
+    def free_bytes(self) -> int | None:
+        """Left on the disk when a stream was last written; None before."""
+        seen = [stream.writer.seen_free for stream in self.streams if stream is not None]
+        return max((each for each in seen if each is not None), default=(0.0, None))[1]
 
     @property
     def phases(self) -> dict[str, tuple[Phase, str]]:

@@ -44,6 +44,11 @@ class Account:
     files: int = 0
     files_removed: int = 0
 
+    @property
+    def lost(self) -> int:
+        """Samples that were not kept."""
+        return self.lost_queue + self.lost_disk
+
     def __add__(self, other: Account) -> Account:
         return Account(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 

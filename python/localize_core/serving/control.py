@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from localize_core.errors import ConfigError, LocalizeError, UnavailableError
+from localize_core.errors import ConfigError, LocalizeError, PublishError, UnavailableError
 from localize_core.serving.engine import Engine
 from localize_core.wire.endpoint import check_endpoint
 
@@ -35,9 +35,9 @@ class ControlServer:
         self._thread = threading.Thread(target=self._run, name="localize-control", daemon=True)
 
     def start(self) -> None:
-        """Raises ConfigError where the endpoint cannot be bound, or another station answers there."""
+        """Raises PublishError where another station answers there, ConfigError where no server could."""
         if self.endpoint.startswith("ipc://") and _listens(self.endpoint):
-            raise ConfigError(f"control.endpoint={self.endpoint}: another station takes commands there")
+            raise PublishError(f"control.endpoint={self.endpoint}: another station takes commands there")
         self._context = zmq.Context()  # of its own: its end waits until the endpoint is free again
         socket = self._context.socket(zmq.REP)
         socket.setsockopt(zmq.LINGER, 0)
@@ -45,7 +45,8 @@ class ControlServer:
             socket.bind(self.endpoint)
         except zmq.ZMQError as error:
             self._context.destroy()
-            raise ConfigError(f"control.endpoint={self.endpoint}: {error.strerror or error}") from error
+            kind = PublishError if error.errno == zmq.EADDRINUSE else ConfigError
+            raise kind(f"control.endpoint={self.endpoint}: {error.strerror or error}") from error
         self.endpoint = socket.getsockopt_string(zmq.LAST_ENDPOINT)  # with the port that was free
         self._socket = socket
         self._thread.start()

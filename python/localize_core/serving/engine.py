@@ -202,6 +202,11 @@ class Engine:
         return _file_of(self._champion.current)
 
     @property
+    def has_compiled(self) -> bool:
+        """Whether the source string `compiled` stands for a model here."""
+        return self._compiled is not None
+
+    @property
     def fallback_file(self) -> Path | None:
         """The file of the fallback, where there is one."""
         return _file_of(self._fallback)

@@ -214,7 +214,11 @@ def test_a_station_has_a_collection_of_what_is_whole(tmp_path):
     assert collection.get_stream_names() == ["north-0001", "north-0002", "north-0003", "süd_ost-0001"]
     assert collection.get_SigMFFile("north-0001").get_global_info()["core:collection"] == "my_station"
     assert len(read_sigmf(path, stream="north")) == 2500
-    assert (station.recorded, station.lost, station.failure) == (3000, 0, None)
+    assert {name: (account.samples, account.lost) for name, account in station.accounts.items()} == {
+        "north": (2500, 0),
+        "süd/ost": (500, 0),
+    }
+    assert station.failure is None
     again = station.open_stream(1)
     again.push(noise(10))
     again.stop()

@@ -1,0 +1,23 @@
+"""The end of a process in which something is still at work that cannot be ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import Future
+from typing import Any
+
+abandoned: list[Future[Any]] = []
+"""What other threads still work out, though nobody waits for it any more."""
+
+
+def leave(code: int) -> None:
+    """End the process at once where there is such work.
+
+    The interpreter's own end would tear its threads out of C++, which aborts the process.
+    """
+    if all(future.done() for future in abandoned):
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
