@@ -149,6 +149,7 @@ class localizer(gr.hier_block2):
         self.blocks.append(reference)
         for index, stream in enumerate(streams):
             self.connect(stream, (reference, index))
+        reference.count_on(self.engine.observed("reference") or {})
         self.engine.observe("reference", reference.report)
         assert self.station is not None
         assert self.station.reference is not None

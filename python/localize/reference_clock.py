@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pmt
 from gnuradio import gr
 from localize_core.alignment.reference import ReferenceClock
 from localize_core.alignment.reference_settings import ReferenceSettings
-from localize_core.alignment.reference_status import as_dict
+from localize_core.alignment.reference_status import ClockStatus, as_dict
 from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.model.compiled.propagation import along_surface
 from localize_core.model.contract import Receiver as ContractReceiver
@@ -99,6 +100,7 @@ class reference_clock(gr.basic_block):
         self._names = [place.name for place in places]
         self._watch, self._is_idle = InputWatch(), False
         self._has_started = False
+        self._losses_before = [0] * count
         self.on_lost: Callable[[list[str]], None] | None = None
         """Called in the stream's thread with the receivers whose clocks are not known, at first and when these
         change; the log has no warning of them then."""
@@ -110,7 +112,7 @@ class reference_clock(gr.basic_block):
         self._carried: list[deque[tuple[int, Any, Any]]] = [deque(maxlen=tags.MOST_WAITING) for _ in range(count)]
         self._stamped = [False] * count
         self._told_error_s = [-1.0] * count
-        self._status = self.clock.status
+        self._status = self._counted(self.clock.status)
         self._locked: tuple[bool, ...] = ()
         self._lost: list[str] | None = None
 
@@ -120,6 +122,7 @@ class reference_clock(gr.basic_block):
     def start(self) -> bool:
         if self._has_started and self.nitems_read(0) == 0:  # a flowgraph that is started again counts from zero
             self.clock = self._make_clock()
+            self.count_on(self.report())
             self._reset()
         self._has_started = True
         self._watch.start()
@@ -189,7 +192,8 @@ class reference_clock(gr.basic_block):
 
     def _publish(self) -> None:
         """A dict on the status port, and a line in the log, where a clock is found or lost."""
-        status = self._status = self.clock.status
+        status = self.clock.status
+        self._status = self._counted(status)
         locked = tuple(one.locked for one in status)
         due = PATIENCE_S * self.clock.sample_rate_hz
         lost = [
@@ -210,8 +214,20 @@ class reference_clock(gr.basic_block):
         said = f"no clock of {', '.join(unknown)}" if unknown else f"clocks of all {len(locked)} receivers are known"
         (self.logger.warn if fewer and self.on_lost is None else self.logger.info)(said)
 
+    def count_on(self, report: Mapping[str, Mapping[str, Any]]) -> None:
+        """Count losses on from such a report, as of the flowgraph before."""
+        self._losses_before = [report.get(name, {}).get("losses", 0) for name in self._names]
+        self._status = self._counted(self.clock.status)
+
+    def _counted(self, status: Sequence[ClockStatus]) -> tuple[ClockStatus, ...]:
+        """With the losses of flowgraphs before."""
+        pairs = zip(status, self._losses_before, strict=True)
+        return tuple(replace(one, losses=one.losses + before) for one, before in pairs)
+
     def report(self) -> dict[str, Any]:
-        """What is known of every receiver's clock, by its name; any thread may ask."""
+        """What is known of every receiver's clock, by its name; any thread may ask. Losses are those of flowgraphs
+        before too.
+        """
         return {name: as_dict(one) for name, one in zip(self._names, self._status, strict=True)}
 
 

@@ -99,6 +99,7 @@ def test_streams_without_any_time_take_the_computers(station, heard):
 def test_a_flowgraph_that_starts_again_begins_anew(station, heard):
     clock, lost = block(station), []
     clock.on_lost = lost.append
+    clock.count_on({station.receiver[1].name: {"losses": 2}})
     start = [(stream, 0, tags.RX_TIME, tags.time_to_pmt(1_700_000_000, 0.25)) for stream in range(4)]
     once, again = (run(clock, heard, start)[0] for _ in range(2))
     for one, other in zip(once, again, strict=True):
@@ -107,6 +108,7 @@ def test_a_flowgraph_that_starts_again_begins_anew(station, heard):
         assert one.data()[:count] == other.data()[:count]
     assert lost == [[], []]  # what an earlier run had to say is over
     assert all(one["locked"] for one in clock.report().values())
+    assert [one["losses"] for one in clock.report().values()] == [0, 2, 0, 0]
 
 
 def test_what_cannot_work_is_refused(station):
@@ -142,3 +144,6 @@ def test_the_station_says_how_its_clocks_fare(station, model_cache):
     assert [condition.name for condition in localizer.engine.health.conditions] == ["reference_lost"]
     reference.on_lost([])
     assert localizer.engine.health.conditions == ()
+    reference.count_on({"west": {"losses": 2}})
+    after = localize.localizer(localizer, n_receivers=4).engine.observed("reference")
+    assert {name: one["losses"] for name, one in after.items()} == {name: 2 * (name == "west") for name in status}

@@ -114,7 +114,7 @@ class _Station:
         self.window_s: float | None = None
         self.alignment: Alignment | None = None
         self.gaps_filled = self.gaps_skipped = 0
-        self._sequence = -1
+        self._stream, self._sequence = "", -1
 
     def add(self, fix: Fix) -> None:
         if fix.reason in JUDGED:
@@ -126,13 +126,17 @@ class _Station:
         self._latency.observe(fix.latency_ms / 1e3)
         self.latest_s[fix.status] = fix.timestamp.timestamp()
         self.window_s = fix.window_duration_s
-        self._track(fix)
+        begins = fix.stream != self._stream or fix.sequence <= self._sequence
+        self._stream, self._sequence = fix.stream, fix.sequence
+        self._track(fix, begins=begins)
         if fix.alignment is not None:
-            self._align(fix.alignment, begins=fix.sequence <= self._sequence)
-        self._sequence = fix.sequence
+            self._align(fix.alignment, begins=begins)
 
-    def _track(self, fix: Fix) -> None:
+    def _track(self, fix: Fix, *, begins: bool) -> None:
+        """`begins`: the stream has begun anew, perhaps at an earlier time."""
         now_s = fix.timestamp.timestamp()
+        if begins and self.tracked_s is not None:
+            self.tracks, self.tracked_s = (), min(self.tracked_s, now_s)
         if not fix.tracks and (self.tracked_s is None or now_s <= self.tracked_s):
             return  # what comes late has none, and says nothing of them
         self.tracks, self.tracked_s = tuple(track.state for track in fix.tracks), now_s

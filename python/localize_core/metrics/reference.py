@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,9 +26,6 @@ class ReferenceCollector(Collector):
     def __init__(self, station: str) -> None:
         self._make = StationFamilies(station)
         self.engine: Engine | None = None
-        self._losses: dict[str, tuple[int, int]] = {}
-        """By receiver: as told last, and in graphs before, each of which counts from zero."""
-        self._counting = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         told: Mapping[str, Mapping[str, Any]] = (
@@ -40,9 +36,8 @@ class ReferenceCollector(Collector):
         yield make.gauge("reference_locked", "1 while a receiver's clock is known.", locked, ("receiver",))
         base = {name: figures["base"] for name, figures in told.items()}
         yield make.gauge("reference_base", "1 for the receiver that others are compared with.", base, ("receiver",))
-        yield make.counter(
-            "reference_losses", "How often a receiver's clock was lost.", self._lost(told), ("receiver",)
-        )
+        losses = {name: figures["losses"] for name, figures in told.items()}
+        yield make.counter("reference_losses", "How often a receiver's clock was lost.", losses, ("receiver",))
         for name, (key, scale, help_text) in FIGURES.items():
             values = {each: figures[key] * scale for each, figures in told.items() if figures.get(key) is not None}
             yield make.gauge(f"reference_{name}", help_text, values, ("receiver",))
@@ -54,12 +49,3 @@ class ReferenceCollector(Collector):
         yield make.gauge(
             "reference_snr_ratio", "Power of the reference to the noise in its band.", ratios, ("receiver",)
         )
-
-    def _lost(self, told: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        with self._counting:
-            for name, figures in told.items():
-                last, before = self._losses.get(name, (0, 0))
-                if figures["losses"] < last:
-                    before += last
-                self._losses[name] = figures["losses"], before
-            return {name: float(sum(self._losses[name])) for name in told}

@@ -61,14 +61,27 @@ def test_tracks_of_the_latest_fix(metrics, make_fix, scrape):
     near = TrackReport(1, "confirmed", *where, 1.0, 0.0, rows, 5, 2.0, 0.0, nis=1.5)
     lost = TrackReport(2, "coasting", *where, 1.0, 0.0, rows, 5, 2.0, 1.0, nis=9.0)
     now = make_fix().timestamp
-    metrics.fix(make_fix(timestamp=now, tracks=(near, lost)))
-    metrics.fix(make_fix(timestamp=now - timedelta(seconds=1.0)))  # late
+    metrics.fix(make_fix(sequence=413, timestamp=now, tracks=(near, lost)))
+    metrics.fix(make_fix(sequence=414, timestamp=now - timedelta(seconds=1.0)))  # late
     found = scrape(metrics)
     assert found.by("tracks", "state") == {"confirmed": 1, "coasting": 1}
     assert found("track_semi_major_metres_sum") == pytest.approx(2 * 10.0 * 2.4477, rel=1e-4)
     assert (found("track_nis_ratio_count"), found("track_nis_ratio_sum")) == (1, 1.5)
-    metrics.fix(make_fix(timestamp=now + timedelta(seconds=60.0)))
+    metrics.fix(make_fix(sequence=415, timestamp=now + timedelta(seconds=60.0)))
     assert scrape(metrics).by("tracks", "state") == {"confirmed": 0, "coasting": 0}
+
+
+@pytest.mark.parametrize("begun", [{"sequence": 0}, {"sequence": 414, "stream": "c3d4"}])
+def test_a_stream_that_begins_anew_at_an_earlier_time_has_its_own_tracks(metrics, make_fix, scrape, begun):
+    rows = ((1.0, 0.0, 0.0, 0.0),) * 4
+    near = TrackReport(1, "confirmed", Position(45.0, 7.0), Uncertainty(10.0, 5.0, 0.0), 1.0, 0.0, rows, 5, 2.0, 0.0)
+    now = make_fix().timestamp
+    metrics.fix(make_fix(sequence=413, timestamp=now, tracks=(near,)))
+    metrics.fix(make_fix(**begun, timestamp=now - timedelta(seconds=60.0)))
+    assert scrape(metrics).by("tracks", "state") == {"confirmed": 0, "coasting": 0}
+    later = {**begun, "sequence": begun["sequence"] + 1, "timestamp": now - timedelta(seconds=59.0)}
+    metrics.fix(make_fix(**later, tracks=(near,)))
+    assert scrape(metrics).by("tracks", "state") == {"confirmed": 1, "coasting": 0}
 
 
 def test_age_of_the_latest_fix(metrics, make_fix, scrape):

@@ -31,16 +31,6 @@ def test_clocks_by_receiver(make_version, watched):
         assert scrape.by(f"reference_{name}", "receiver") == {"north": pytest.approx(value)}
 
 
-def test_losses_grow_over_graphs_that_count_from_zero(make_version, watched):
-    station = watched(make_version(1))
-    seen = []
-    for losses in (2, 2, 0, 1, 0):
-        told = {"north": as_dict(ClockStatus(False, False, losses=losses))}
-        station.engine.observe("reference", lambda told=told: told)
-        seen.append(station.scrape()("reference_losses_total"))
-    assert seen == [2, 2, 2, 3, 3]
-
-
 def test_recording_by_receiver(make_version, watched):
     station = watched(make_version(1))
     assert not [each for each in station.scrape().samples if each.name.startswith("localize_recorder")]
