@@ -11,10 +11,11 @@ from localize_core.alignment.reference_stream import ReferenceStream
 
 @dataclass(frozen=True)
 class ClockStatus:
-    """A stream's clock. `offset_s`: how late its own time stamps are; `drift_ppm`: how slow its clock is against the
-    common time; `residual_ns`: rms of what each block's measurement was off; `snr_db`: of the reference in its band.
+    """A stream's clock. `offset_s`: the common time minus its own time stamps, positive where its clock is behind;
+    `drift_ppm`: how slow its clock is against the common time; `residual_ns`: rms of what each block's measurement was
+    off; `snr_db`: of the reference in its band.
 
-    None where nothing is known, as while it is not `locked`.
+    `locked`: it is known well enough for the stream to come out. None where nothing is known, as before that.
     """
 
     locked: bool
@@ -28,11 +29,11 @@ class ClockStatus:
     losses: int = 0
 
 
-def status_of(stream: ReferenceStream, time: tuple[int, float], *, is_base: bool, any_locked: bool) -> ClockStatus:
-    """`time`: of the block in which the stream has its place. `any_locked`: whether any clock is known; the base's is
-    where that of another is.
+def status_of(stream: ReferenceStream, time: tuple[int, float], *, is_base: bool, any_other: bool) -> ClockStatus:
+    """`time`: of the block in which the stream has its place. `any_other`: whether any but the base comes out; the base's
+    clock is known where that of another is.
     """
-    if stream.place is None or not (stream.clock is not None or (is_base and any_locked)):
+    if stream.place is None or not (any_other if is_base else stream.writing):
         return ClockStatus(False, is_base, losses=stream.losses)
     coherence = min(max(stream.coherence, 1e-6), 1.0 - 1e-6)
     return ClockStatus(

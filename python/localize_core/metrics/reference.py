@@ -12,7 +12,11 @@ from localize_core.metrics.families import StationFamilies
 from localize_core.serving.engine import Engine
 
 FIGURES = {
-    "offset_seconds": ("offset_s", 1.0, "How late a receiver's own time stamps are."),
+    "offset_seconds": (
+        "offset_s",
+        1.0,
+        "The common time minus its own time stamps: positive where its clock is behind.",
+    ),
     "drift_ratio": ("drift_ppm", 1e-6, "How slow its clock is against the common time."),
     "residual_seconds": ("residual_ns", 1e-9, "Rms of what its measurements of delay were off."),
     "error_seconds": ("error_ns", 1e-9, "Standard error of its time."),
