@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -405,6 +406,18 @@ def test_a_cache_that_cannot_be_written(folder, capsys, monkeypatch):
 def test_a_stream_that_ends_before_a_window_is_full(folder, capsys):
     errors = refused(capsys, ["station.toml", "--fast", "--duration", "0.05"], code=1)
     assert errors == "gr-localize: no fix was made: the streams ended before a window was full\n"
+
+
+def test_a_reference_that_was_never_heard_is_the_reason(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["gnuradio.localize.reference_clock"], "PATIENCE_S", 0.1)
+    text = Path(shared_file("examples/reference_emitter.toml")).read_text(encoding="utf-8")
+    text = re.sub(r'\[\[receiver\]\]\nname = "(west|south)".*?\n\n', "", text, flags=re.DOTALL)
+    text = text.replace("max_ppm = 80.0", "max_ppm = 1.0")  # the fewer are tried, the sooner it is over
+    before, beacon, after = text.rpartition("level_dbfs_at_1km = -20.0")
+    assert beacon
+    (folder / "silent.toml").write_text(f"{before}level_dbfs_at_1km = -120.0{after}")
+    errors = refused(capsys, ["silent.toml", "--fast", "--duration", "0.25"], code=1)
+    assert errors.splitlines()[-1] == "gr-localize: no fix was made: no clock of north, east by beacon"
 
 
 KIWI = """
