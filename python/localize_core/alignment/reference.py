@@ -22,15 +22,18 @@ from localize_core.alignment.reference_status import ClockStatus, status_of
 from localize_core.alignment.reference_stream import Mark, Place, ReferenceStream, Seat, next_place
 from localize_core.alignment.reference_tracking import Tracker
 from localize_core.errors import ConfigError
+from localize_core.types.time import seconds_between, shift_time
 
 Samples = NDArray[np.complex64]
 
 MAX_MISSES = 3
 """Blocks in a row without the reference after which another stream is tried as base."""
-MAX_OUTLIERS = 10
-"""Outliers in a row that mean the clock has jumped."""
-SETTLED = 0.05
-"""Samples: a stream comes out once its clock is known as well."""
+MAX_MISFITS = 10
+"""Of the latest measurements: the clock has jumped, or never was the right one."""
+SETTLED = 0.0125
+"""Over the reference's bandwidth: a stream comes out once its clock is known as well."""
+DEADLINE = 100
+"""Blocks after which a clock that has not come to be known as well is looked for anew."""
 STEER_S = 300.0
 """Over this time the common time follows the base's own time stamps."""
 MOST_STEER = 20e-6
@@ -106,9 +109,9 @@ class ReferenceClock:
     def status(self) -> tuple[ClockStatus, ...]:
         """Of every stream."""
         time = self._time.at(self._block) if self._time.begun else (0, 0.0)
-        any_locked = any(stream.clock is not None for stream in self._streams)
+        any_other = any(stream.writing for index, stream in enumerate(self._streams) if index != self._base)
         return tuple(
-            status_of(stream, time, is_base=index == self._base, any_locked=any_locked)
+            status_of(stream, time, is_base=index == self._base, any_other=any_other)
             for index, stream in enumerate(self._streams)
         )
 
@@ -145,7 +148,7 @@ class ReferenceClock:
                 end = min(end, mark.index)
                 break
             own.marked = mark.index + 1
-            own.hear(mark)
+            own.add_mark(mark)
         taken = end - own.seen
         own.raw.append(samples[:taken])
         own.seen += taken
@@ -191,7 +194,7 @@ class ReferenceClock:
             return False
         for index, stream in enumerate(self._streams):
             self._admit(stream)
-            stream.come_to(self._position(stream))
+            stream.advance_to(self._position(stream))
             if self._awaited(index):
                 if not self._lags(index):
                     return False
@@ -229,7 +232,7 @@ class ReferenceClock:
                 return False
             if not any(self._seen_after_s(stream, first) >= 2.0 * self._max_wait_s for stream in begun):
                 return False
-        together = [time for time in times if _after_s(time, first) <= (self._max_wait_s or math.inf)]
+        together = [time for time in times if seconds_between(first, time) <= (self._max_wait_s or math.inf)]
         origin = max(together, default=first)
         self._time.begin(*origin)
         for stream in self._streams:
@@ -241,15 +244,18 @@ class ReferenceClock:
     def _seen_after_s(self, stream: ReferenceStream, time: tuple[int, float]) -> float:
         """How long after a time a stream's samples reach."""
         ahead_s = (stream.seen - stream.begin) / self.sample_rate_hz
-        return ahead_s + (_after_s(stream.begin_time(), time) if stream.host else 0.0)
+        return ahead_s + (seconds_between(time, stream.begin_time()) if stream.host else 0.0)
 
     def _admit(self, stream: ReferenceStream) -> None:
         """Find out with which block a stream begins to take part, once its times are known."""
         if stream.entry is not None or stream.seen <= stream.begin:
             return
         wait_s = self._max_wait_s or 0.0
-        if stream.host is None and stream.seen - stream.begin < wait_s * self.sample_rate_hz:
-            return
+        if stream.host is None:
+            if stream.seen - stream.begin < wait_s * self.sample_rate_hz:
+                return
+            # Nobody says when it was taken: what has come just now was now.
+            stream.default = shift_time(*self._time.at(self._block), -wait_s)
         stream.entry = max(self._time.block_at(stream.begin_time(), wait_s), self._block)
 
     def _is_used_up(self, index: int) -> bool:
@@ -315,7 +321,7 @@ class ReferenceClock:
             base = self._streams[self._base]
             assert base.place is not None
             base.history.append((self._block, base.place))
-            if base.heard:
+            if base.is_heard:
                 self._tracker.recentre(base, base.place)
             locked = [index for index in present if self._streams[index].clock is not None]
             seen = [
@@ -333,8 +339,9 @@ class ReferenceClock:
             if stream.entry is None:  # where it stands may be told by stamps of before it went
                 continue
             position = self._position(stream)
-            # A clock that is still looked for may turn out to be late.
-            early = 0 if stream.place is not None else round(self.settings.search_s * self.sample_rate_hz)
+            # A clock that is still looked for may turn out to be late, the base's too where it is the only one.
+            is_looked_for = stream.place is None or not any(other.clock for other in self._streams)
+            early = round(self.settings.search_s * self.sample_rate_hz) if is_looked_for else 0
             first = (position - round(self._layout.keep_s * self.sample_rate_hz)) // self._decimation
             stream.forget(self._block - round(self._layout.keep_s / self._block_s) - 1, first, position - early)
 
@@ -346,19 +353,23 @@ class ReferenceClock:
             self._lose(self._base, self._block)
         locked = [index for index in present if self._streams[index].clock is not None]
         if locked:
-            self._make_base(max(locked, key=lambda index: self._streams[index].coherence))
+            self._make_base(self._surest(locked))
             return
-        heard = [(self._tracker.heard(self._streams[index]), index) for index in present if self._enough(index)]
+        strengths = [(self._tracker.strength(self._streams[index]), index) for index in present if self._enough(index)]
         if (
-            len(heard) < 2
-            and len(self._streams) > len(heard)
+            len(strengths) < 2
+            and len(self._streams) > len(strengths)
             and self._max_wait_s is None
-            and len(present) > len(heard)
+            and len(present) > len(strengths)
         ):
             return
-        if heard:
-            (_, carrier_hz), index = max(heard)
+        if strengths:
+            (_, carrier_hz), index = max(strengths)
             self._found_base(index, carrier_hz, self._block)
+
+    def _surest(self, locked: list[int]) -> int:
+        """Of locked streams: one that comes out rather than one that does not, then whose reference is strongest."""
+        return max(locked, key=lambda index: (self._streams[index].writing, self._streams[index].coherence))
 
     def _enough(self, index: int) -> bool:
         stream = self._streams[index]
@@ -384,7 +395,7 @@ class ReferenceClock:
         clock = new.clock
         assert clock is not None
         assert new.place is not None
-        new.clock = None
+        new.clock, new.fallback_s = None, None
         # The common time goes on as it was, whatever the new base's own stamps say.
         new.own_rate, new.own_early_s = new.place.rate, new.early_s(self._time.at(self._block))
         for stream in self._streams:
@@ -394,6 +405,7 @@ class ReferenceClock:
             old.clock = self._layout.new_clock(old.place.lead_s, clock.offset_sigma_s)
             old.clock.covariance = clock.covariance.copy()
             old.clock.state[1:] = -clock.state[1:]
+            old.begin_proof()
         self._base, self._misses = index, 0
 
     def _change_base(self, present: list[int]) -> None:
@@ -422,9 +434,10 @@ class ReferenceClock:
         for stream in (self._streams[index] for index in lost):
             if self._block + 1 < stream.next_try:
                 continue
-            if self._searcher.find(stream, base, self._block + 1):
+            finding = self._searcher.find(stream, base, self._block + 1)
+            if finding == "tracked":
                 self._misses = 0
-            else:
+            elif finding == "nothing":
                 stream.next_try = self._block + self._searcher.pause(stream)
         if any(stream.clock is not None for stream in self._streams):
             self._alone_since = self._block
@@ -442,7 +455,7 @@ class ReferenceClock:
             if self._present(index) and self._enough(index):
                 self._streams[base].place = None
                 self._streams[base].history.clear()
-                self._found_base(index, self._tracker.heard(self._streams[index])[1], self._block + 1)
+                self._found_base(index, self._tracker.strength(self._streams[index])[1], self._block + 1)
                 return
 
     # What comes out
@@ -454,14 +467,15 @@ class ReferenceClock:
             clock = stream.clock
             assert clock is not None
             unsure = stream.writing and clock.offset_sigma_s > 1e-9 * self.settings.max_error_ns
-            if unsure or stream.outliers >= MAX_OUTLIERS:
+            if unsure or stream.misfits >= MAX_MISFITS or stream.unwritten >= DEADLINE:
                 self._lose(index, self._block + 1)
             elif stream.writing or self._settled(clock):
                 self._put(stream, clock.offset_sigma_s)
+            stream.unwritten = 0 if stream.writing else stream.unwritten + 1
         if self._base is not None:
             base = self._streams[self._base]
             others = [self._streams[index] for index in locked if self._streams[index].writing]
-            base.heard = any(stream.heard for stream in others)
+            base.is_heard = any(stream.is_heard for stream in others)
             if others or base.writing:
                 base.coherence = max((stream.coherence for stream in others), default=base.coherence)
                 self._put(base, 0.0)
@@ -470,7 +484,7 @@ class ReferenceClock:
 
     def _settled(self, clock: ClockFilter) -> bool:
         change_s = clock.drift_sigma * self._block_s
-        return max(clock.offset_sigma_s, change_s) * self.sample_rate_hz < SETTLED and (
+        return max(clock.offset_sigma_s, change_s) * self.settings.bandwidth_hz < SETTLED and (
             clock.offset_sigma_s < 1e-9 * self.settings.max_error_ns
         )
 
@@ -483,8 +497,10 @@ class ReferenceClock:
     def _lose(self, index: int, block: int) -> None:
         """Its clock is not known any more; its place is that in `block`."""
         stream = self._streams[index]
-        stream.losses += 1
-        if stream.place is not None:
+        stream.losses += stream.writing or index == self._base
+        if stream.fallback_s is not None:
+            stream.fall_back()
+        elif stream.place is not None:
             # A clock whose stamps are old has run away from them: it is looked for where it was.
             stream.shift_s = -stream.early_s(self._time.at(block))
         stream.end_lock()
@@ -493,11 +509,7 @@ class ReferenceClock:
             self._base = None
             locked = [i for i, other in enumerate(self._streams) if other.clock is not None]
             if locked:
-                self._make_base(max(locked, key=lambda i: self._streams[i].coherence))
+                self._make_base(self._surest(locked))
 
     def _any_queued(self) -> bool:
         return any(stream.queued for stream in self._streams)
-
-
-def _after_s(time: tuple[int, float], before: tuple[int, float]) -> float:
-    return time[0] - before[0] + time[1] - before[1]

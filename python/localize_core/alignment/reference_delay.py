@@ -44,13 +44,14 @@ class Found:
 
     lag: int
     carrier_hz: float
-    peak: float
 
 
 def search(
     searched: Samples, template: Samples, *, rate_hz: float, bandwidth_hz: float, max_carrier_hz: float
 ) -> Found | None:
     """Where in `searched` the template is, whatever its carrier's offset; None where nothing stands out.
+
+    Both complex64, (n,) and (m,) with m less than n, at `rate_hz`; the signal occupies `bandwidth_hz` of that.
 
     What is correlated is each signal times its own conjugate a little before: an offset of the carrier is then a
     constant phase, and a constant envelope does no harm. Noise alone passes with probability FALSE_ALARM.
@@ -80,7 +81,8 @@ def search(
     frequency_hz = scipy.fft.fftfreq(size, 1.0 / rate_hz)
     turning[np.abs(frequency_hz) > max_carrier_hz] = 0.0
     line = int(turning.argmax())
-    return Found(best, float(frequency_hz[line]), math.sqrt(power[best] / mean))
+    between = _peak(*(turning[(line + side) % size] for side in (-1, 0, 1)))
+    return Found(best, float(frequency_hz[line]) + between * rate_hz / size)
 
 
 def _products(samples: Samples, before: int) -> Samples:
@@ -104,7 +106,10 @@ class Measured:
 
 
 def sub_block_spectra(samples: Samples, starts: Floats, carrier_hz: float, *, length: int, rate_hz: float) -> Samples:
-    """FFTs of `length` samples from each of `starts` (fractions too) on, the carrier turned back: (n, length)."""
+    """FFTs of `length` samples from each of `starts` on, the carrier turned back: complex64 (n, length).
+
+    `samples`: complex64 (m,) at `rate_hz`; `starts`: (n,), with fractions, counted from the first of them.
+    """
     whole = np.rint(starts).astype(np.int64)
     turn = -carrier_hz / rate_hz
     # What the two streams' ends do not share must not tell.
@@ -118,7 +123,8 @@ def sub_block_spectra(samples: Samples, starts: Floats, carrier_hz: float, *, le
 def measure(first: Samples, second: Samples, times_s: Floats, *, frequency_hz: Floats, max_delay_s: float) -> Measured:
     """Delay and carrier offset between two streams' sub-blocks.
 
-    `first`, `second`: spectra within the band, (n, bins), at `frequency_hz`; `times_s`: of the sub-blocks' middles.
+    `first`, `second`: spectra within the band, complex64 (n, bins), at `frequency_hz` (bins,); `times_s`: of the
+    sub-blocks' middles, (n,). A delay that they do not tell, as an unmodulated carrier does not, is not `seen`.
     """
     cross = (first * second.conj()).astype(np.complex128)
     count, bins = cross.shape
@@ -143,13 +149,14 @@ def measure(first: Samples, second: Samples, times_s: Floats, *, frequency_hz: F
     aligned = cross * np.exp(2j * np.pi * (frequency_hz * delay_s - carrier_hz * times_s[:, None]))
     aligned *= np.conj(total) / max(abs(total), 1e-300)
     chance = math.log(grid.size / TRACK_FALSE_ALARM) / (count * bins)
+    delay_sigma_s = _sigma(aligned, np.broadcast_to(frequency_hz, cross.shape))
     return Measured(
         delay_s,
-        _sigma(aligned, np.broadcast_to(frequency_hz, cross.shape)),
+        delay_sigma_s,
         float(carrier_hz),
         _sigma(aligned, np.broadcast_to(times_s[:, None], cross.shape)) if count > 1 else math.inf,
         coherence,
-        coherence**2 > chance and abs(delay_s) < max_delay_s,
+        coherence**2 > chance and abs(delay_s) < max_delay_s and math.isfinite(delay_sigma_s),
     )
 
 
@@ -214,8 +221,9 @@ def _peak(below: float, top: float, above: float) -> float:
 
 
 def band_centre(samples: Samples, *, rate_hz: float, bandwidth_hz: float, max_offset_hz: float) -> tuple[float, float]:
-    """Centre of the band of this width with the most power, Hz, and its power over that of the noise.
+    """Centre of the band of this width with the most power, Hz, and its power over that of the noise, less 1.
 
+    `samples`: complex64 (n,) at `rate_hz`; a centre farther than `max_offset_hz` from 0 is not looked at.
     The noise is what the weakest tenth of the spectrum's lines hold.
     """
     size = scipy.fft.next_fast_len(min(max(64, round(64.0 * rate_hz / bandwidth_hz)), len(samples)))
@@ -232,7 +240,7 @@ def band_centre(samples: Samples, *, rate_hz: float, bandwidth_hz: float, max_of
 
 
 def off_centre(spectra: Samples, frequency_hz: Floats) -> float:
-    """Centre of gravity of what rises out of the noise, Hz."""
+    """Centre of gravity of what rises out of the noise, Hz. `spectra`: complex64 (n, bins), `frequency_hz`: (bins,)."""
     power = np.square(np.abs(spectra)).mean(axis=0).astype(np.float64)
     power = np.maximum(power - np.percentile(power, 10.0), 0.0)
     total = float(power.sum())

@@ -70,12 +70,13 @@ def lay_out(settings: ReferenceSettings, sample_rate_hz: float, frequency_hz: fl
     offset_hz, margin_hz = settings.offset_hz(frequency_hz, sample_rate_hz), settings.margin_hz(frequency_hz)
     block_n = max(1, round(settings.block_s * sample_rate_hz))
     block_s = block_n / sample_rate_hz
-    # Drift smears what is correlated by less than half of its width.
-    template_s = min(0.5 / (2e-6 * settings.max_ppm * settings.bandwidth_hz), settings.search_s)
     off_hz = offset_hz - band.centre_hz
     count = block_s * settings.bandwidth_hz / SUB_BLOCK_BINS
     subs = int(min(max(count, FEWEST_SUB_BLOCKS), SUB_BLOCKS))
     sub_s = block_s / subs
+    # Drift smears what is correlated by less than half of its width. What is shorter than a sub-block tells the carrier
+    # less well than sub-blocks have to know it.
+    template_s = min(0.5 / (2e-6 * settings.max_ppm * settings.bandwidth_hz), max(settings.search_s, sub_s))
     length = max(int(sub_s * band.rate_hz * (1.0 - 4e-6 * settings.max_ppm)), 8)
     lines_hz = scipy.fft.fftfreq(length, 1.0 / band.rate_hz)
     bins = np.flatnonzero(np.abs(lines_hz - off_hz) <= settings.bandwidth_hz / 2.0)

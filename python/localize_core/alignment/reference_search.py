@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from localize_core.alignment.reference_delay import search
 from localize_core.alignment.reference_layout import CommonTime, Layout
 from localize_core.alignment.reference_stream import Place, ReferenceStream, next_place
 from localize_core.alignment.reference_tracking import Tracker
 
+Finding = Literal["tracked", "late", "nothing"]
+"""A clock is known; or will be once as much has come as it seems to be late; or is not."""
+
 FIRST_SHARE = 8
 """A new lock measures this part of a block first: an unknown drift smears longer ones. Then twice as much each time."""
+FEWEST_BLOCKS = 2
+"""A lock is borne out by so many at least."""
 
 
 class Searcher:
@@ -19,29 +25,29 @@ class Searcher:
     def __init__(self, layout: Layout, time: CommonTime, tracker: Tracker) -> None:
         self._layout, self._time, self._tracker = layout, time, tracker
 
-    def find(self, stream: ReferenceStream, base: ReferenceStream, now: int) -> bool:
-        """Look for a stream's clock and bring it up to block `now`. Returns whether it is known, or will be once as
-        much has come as it turned out to be late."""
+    def find(self, stream: ReferenceStream, base: ReferenceStream, now: int) -> Finding:
+        """Look for a stream's clock and bring it up to block `now`. One that is late has to be tracked by the next
+        search, or its stamps are taken to be off by as much as before."""
         own, settings, rate_hz = self._layout, self._layout.settings, self._layout.band_rate_hz
         begin_s = self._since_s(stream, now)  # how long before now its samples begin
         back_s = min(settings.search_s + own.template_s, (begin_s + own.template_s) / 2.0)
-        block = now - max(math.ceil(back_s / own.block_s), 1)
+        block = now - max(math.ceil(back_s / own.block_s), FEWEST_BLOCKS)
         places = dict(base.history)
         block = max(block, min(places, default=now))
         place = places.get(block)
-        if place is None:
-            return False
+        if place is None or now - block < FEWEST_BLOCKS:
+            return "nothing"
         length = int(own.template_s * rate_hz)
         start = math.ceil((place.n - place.lead_s * own.sample_rate_hz) / own.decimation)
         if start < base.band.samples.first or start + length > base.reach // own.decimation:
-            return False
+            return "nothing"
         template = base.band.samples.view(start, start + length)
         around = stream.host_index(self._time.at(block)) // own.decimation
         reach = round(settings.search_s * rate_hz)
         first = max(around - reach, stream.band.samples.first)
         end = min(around + reach + length, stream.reach // own.decimation)
         if end - first <= length:
-            return False
+            return "nothing"
         found = search(
             stream.band.samples.view(first, end),
             template,
@@ -49,8 +55,10 @@ class Searcher:
             bandwidth_hz=settings.bandwidth_hz,
             max_carrier_hz=2.0 * own.margin_hz + 2.0 / own.template_s,
         )
+        is_repeated = stream.fallback_s is not None
+        stream.fall_back()
         if found is None:
-            return False
+            return "nothing"
         # The reference reaches this stream later by its path: so much later was its sample taken.
         lead_s = place.lead_s + (start * own.decimation - place.n) * (1.0 + place.rate) / own.sample_rate_hz
         lead_s += stream.delay_s - base.delay_s
@@ -70,16 +78,20 @@ class Searcher:
                 # It is later than its stamps say, and has to be waited for.
                 early_s = stream.early_s(self._time.at(past))
                 stream.end_lock()
-                stream.shift_s, stream.next_try = -early_s, now
-                return True
+                stream.shift_s = shift_s
+                if is_repeated:
+                    return "nothing"
+                stream.shift_s, stream.fallback_s, stream.next_try = -early_s, shift_s, now
+                return "late"
             after = places.get(past + 1, base.place)
             assert after is not None
             seen += self._tracker.track(stream, base, past, places[past], after.carrier_hz)
         if seen < 0.6 * (now - block) or stream.outliers > 1:
             stream.end_lock()
             stream.shift_s = shift_s
-            return False
-        return True
+            return "nothing"
+        stream.fallback_s = shift_s
+        return "tracked"
 
     def pause(self, stream: ReferenceStream) -> int:
         """Blocks until another search makes sense where there is no more of a stream than now."""

@@ -30,8 +30,8 @@ class ClockStatus:
 
 
 def status_of(stream: ReferenceStream, time: tuple[int, float], *, is_base: bool, any_other: bool) -> ClockStatus:
-    """`time`: of the block in which the stream has its place. `any_other`: whether any but the base comes out; the base's
-    clock is known where that of another is.
+    """`time`: of the block in which the stream has its place. `any_other`: whether any but the base comes out; then the
+    base's clock is known too.
     """
     if stream.place is None or not (any_other if is_base else stream.writing):
         return ClockStatus(False, is_base, losses=stream.losses)

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from localize_core.alignment.clock_filter import ClockFilter
 from localize_core.alignment.reference_band import BandExtractor, BandRemover
 from localize_core.alignment.stream import SampleBuffer
+from localize_core.types.time import seconds_between, shift_time
 
 Samples = NDArray[np.complex64]
 
 JUMP_S = 1e-6
 """Time stamps farther off their line than this and a sample: samples were lost."""
+WINDOW = 20
+"""So many of the latest measurements tell whether a clock is followed."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class Place(NamedTuple):
 
 
 def next_place(place: Place, rate: float, span_s: float, sample_rate_hz: float) -> tuple[int, float]:
-    """The first sample at or after `span_s` past the block's start, and by how much it is after."""
+    """The first sample at or after `span_s` past the block's start, and by how much it is after, s.
+
+    `rate`: how slow the clock is from `place` on, s/s; `span_s`: a block's, or 0 for the place in the same block.
+    """
     step_s = (1.0 + rate) / sample_rate_hz
     count = math.ceil((span_s - place.lead_s) / step_s - 1e-9)
     return place.n + count, place.lead_s + count * step_s - span_s
@@ -79,7 +85,9 @@ class ReferenceStream:
     `delay_s`: by how much later than the first of all streams it hears the reference. `entry`: the block from which on
     it takes part, None where that is not known. `reach`: samples before this may be of use in the current block; what
     else has come may not, or what comes out would depend on how the stream came. For the same reason a time stamp
-    counts from its sample on: `host` is the one that does, `latest` the newest.
+    counts from its sample on: `host` is the one that does, `latest` the newest; without any, its samples begin at
+    `default`. `shift_s`: how late the stamps are; `fallback_s`: what that was before a search that nothing has borne
+    out yet, None where all is.
     """
 
     def __init__(self, band: BandExtractor, taps: Samples, sample_rate_hz: float, delay_s: float) -> None:
@@ -100,10 +108,13 @@ class ReferenceStream:
         self.place: Place | None = None
         self.history: deque[tuple[int, Place]] = deque()
         self.own_rate = self.own_early_s = self.shift_s = 0.0
+        self.fallback_s: float | None = None
         self.carrier_hz = self.coherence = self.residual = 0.0
-        self.heard = False
+        self.is_heard = False
         self.share = 1
         self.outliers = self.losses = self.next_try = 0
+        self.fits: deque[bool] = deque(maxlen=WINDOW)
+        self.unwritten = 0  # blocks of this lock of which nothing came out
         self.written: Written | None = None
         self._restarted = False
         self._out: deque[Samples] = deque()
@@ -124,7 +135,12 @@ class ReferenceStream:
 
     # Its own time stamps
 
-    def hear(self, mark: Mark) -> None:
+    @property
+    def misfits(self) -> int:
+        """How many of the latest measurements did not fit its clock."""
+        return self.fits.count(False)
+
+    def add_mark(self, mark: Mark) -> None:
         if mark.restart:  # of a stream that was given up when it fell silent
             self.forget_stamps()
         if mark.rate_hz is not None and mark.rate_hz > 0.0 and abs(mark.rate_hz / self._rate_hz - 1.0) < 0.01:
@@ -138,10 +154,10 @@ class ReferenceStream:
 
     def forget_stamps(self) -> None:
         self.host = self.latest = None
-        self.shift_s = 0.0
+        self.shift_s, self.fallback_s = 0.0, None
         self._later.clear()
 
-    def come_to(self, index: int) -> None:
+    def advance_to(self, index: int) -> None:
         """Sample `index` stands at the block's start: stamps up to it count."""
         while self._later and self._later[0].index <= index:
             self.host = self._later.popleft()
@@ -159,7 +175,7 @@ class ReferenceStream:
         if last is None or last.time is None:
             return False
         rate_hz = last.rate_hz or self._rate_hz
-        off_s = (time[0] - last.time[0]) + (time[1] - last.time[1]) - (index - last.index) / rate_hz
+        off_s = seconds_between(last.time, time) - (index - last.index) / rate_hz
         return abs(off_s) > max(JUMP_S, 1.0 / self._rate_hz)
 
     def _mark(self) -> tuple[int, tuple[int, float], float]:
@@ -172,13 +188,13 @@ class ReferenceStream:
     def begin_time(self) -> tuple[int, float]:
         """When its samples begin, by its stamps."""
         index, at, rate_hz = self._mark()
-        return later(at, (self.begin - index) / rate_hz)
+        return shift_time(*at, (self.begin - index) / rate_hz)
 
     def host_place(self, time: tuple[int, float]) -> tuple[int, float]:
         """The first sample at or after `time` by its stamps and what they are known to be off, and by how much it is
         after."""
         index, at, rate_hz = self._mark()
-        samples = ((time[0] - at[0]) + (time[1] - at[1]) - self.shift_s) * rate_hz
+        samples = (seconds_between(at, time) - self.shift_s) * rate_hz
         count = math.ceil(samples)
         return index + count, (count - samples) / rate_hz
 
@@ -188,7 +204,7 @@ class ReferenceStream:
     def host_early_s(self, n: int, seconds: int, fraction: float) -> float:
         """How much later than `seconds` + `fraction` its stamps put sample `n`."""
         index, at, rate_hz = self._mark()
-        return (at[0] - seconds) + (at[1] - fraction) + (n - index) / rate_hz
+        return seconds_between((seconds, fraction), at) + (n - index) / rate_hz
 
     def early_s(self, time: tuple[int, float]) -> float:
         """How much later than the common time its own stamps put its samples; its place is in the block that begins
@@ -199,20 +215,33 @@ class ReferenceStream:
     # Its clock
 
     def begin_lock(self, clock: ClockFilter, share: int) -> None:
-        self.clock, self.share, self.outliers, self.residual, self.coherence = clock, share, 0, 0.0, 0.0
+        """`share`: how many sub-blocks of its first block are measured."""
+        self.clock, self.share, self.residual, self.coherence = clock, share, 0.0, 0.0
+        self.begin_proof()
         self.history.clear()
+
+    def begin_proof(self) -> None:
+        """What was measured so far tells nothing of its clock."""
+        self.outliers = self.unwritten = 0
+        self.fits.clear()
 
     def end_lock(self) -> None:
         self.clock = self.place = None
-        self.heard = False
+        self.is_heard = False
         self.history.clear()
         self.stop_writing()
+
+    def fall_back(self) -> None:
+        """What a search said of its stamps is not borne out."""
+        if self.fallback_s is not None:
+            self.shift_s, self.fallback_s = self.fallback_s, None
 
     def restart(self, at: int, *, lost: bool) -> None:
         """Nothing before sample `at` counts; where samples were `lost`, its time stamps neither."""
         self.begin = -(-at // self.band.decimation) * self.band.decimation
         self.cut, self.marked, self.keep_from = None, at, self.begin
         self.entry = None
+        self.fall_back()
         if lost:
             self.forget_stamps()
         self.raw.drop(min(self.begin, self.seen))
@@ -241,7 +270,11 @@ class ReferenceStream:
     def write(
         self, start: tuple[int, float], end: tuple[int, float], span_s: float, place: Place, error_s: float
     ) -> None:
-        """Bring out the samples of a block: its line leads from where it was to `place` at the block's end."""
+        """Bring out the samples of a block, from `start` to `end` and `span_s` long: its line leads from where it was
+        to `place`, which is that in the next block. `error_s`: standard error of the clock.
+
+        Nothing comes out, and `writing` is not begun, where too little is left of the block's samples.
+        """
         step_s = (1.0 + place.rate) / self._rate_hz
         carrier = self.carrier_hz / self._rate_hz
         restart = False
@@ -253,11 +286,11 @@ class ReferenceStream:
             self.written = Written(place.n - count, lead_s, carrier)
             self.remover = BandRemover(self._taps)
             restart = self._restarted
-            self._restarted = True
+            self._restarted, self.fallback_s = True, None
         own = self.written
         at_end = place.n - place.lead_s / step_s  # the sample, with its fraction, that stands at the block's end
         pace_s = (span_s - own.lead_s) / (at_end - own.n)
-        seat = later(start, own.lead_s)
+        seat = shift_time(*start, own.lead_s)
         index = self._produced + self.remover.waiting
         self._seats.append(Seat(index, own.n, seat, 1.0 / pace_s, error_s, restart))
         samples = self.raw.view(own.n, place.n)
@@ -273,6 +306,7 @@ class ReferenceStream:
             self._seats.pop()
 
     def pull(self, max_samples: int) -> tuple[Samples, list[Seat]]:
+        """What comes out next, complex64 (n,) with n at most `max_samples`, and the seats on it."""
         parts, left = [], max_samples
         while self._out and left > 0:
             head = self._out.popleft()
@@ -286,9 +320,3 @@ class ReferenceStream:
         while self._seats and self._seats[0].index < self._taken:
             seats.append(self._seats.popleft())
         return (np.concatenate(parts) if parts else np.zeros(0, np.complex64)), seats
-
-
-def later(time: tuple[int, float], by_s: float) -> tuple[int, float]:
-    fraction = time[1] + by_s
-    whole = math.floor(fraction)
-    return time[0] + whole, fraction - whole

@@ -69,7 +69,7 @@ class Tracker:
         times_s = (np.array(whole) - (own.subs - 1) / 2.0) * own.sub_s
         return measure(first, second, times_s, frequency_hz=own.bins_hz, max_delay_s=own.reach_s).seen
 
-    def heard(self, stream: ReferenceStream) -> tuple[float, float]:
+    def strength(self, stream: ReferenceStream) -> tuple[float, float]:
         """How strong the reference is in the latest of a stream, over the noise, and how far off its carrier."""
         own, band = self._layout, stream.band
         count, end = round(own.block_s * own.band_rate_hz), stream.reach // own.decimation
@@ -105,9 +105,11 @@ class Tracker:
         """Let a measurement correct a clock, unless it is nothing or an outlier."""
         own, clock = self._layout, stream.clock
         assert clock is not None
-        stream.heard = found.seen
+        stream.is_heard = found.seen
         stream.coherence += 0.2 * (found.coherence - stream.coherence)
         if not found.seen:
+            if not stream.writing:  # one that is borne out may go on without the reference
+                stream.fits.append(False)
             return
         sigma_s = math.hypot(found.delay_sigma_s, FLOOR / own.band_rate_hz)
         floor_hz = PHASE_FLOOR / (own.sub_s * min(stream.share, own.subs) ** 1.5)
@@ -117,14 +119,18 @@ class Tracker:
         carrier_is_off = relative**2 > GATE * clock.expected(clock.carrier_row, sigma)
         if innovation_s**2 > GATE * clock.expected(row, sigma_s) or carrier_is_off:
             stream.outliers += 1
+            stream.fits.append(False)
             if stream.outliers % BELIEVED == 0 and abs(innovation_s) < 0.5 / own.band_rate_hz:
                 # It has gone on being elsewhere, and not by samples: what was thought of it was too sure.
                 clock.loosen(innovation_s, own.block_s)
             return
         stream.outliers = 0
+        stream.fits.append(True)
         if stream.share >= own.subs:
             stream.residual += 0.05 * (innovation_s**2 - stream.residual) if stream.residual else innovation_s**2
         stream.share = min(2 * stream.share, own.subs)
+        before = clock.state
         if math.isfinite(sigma):
             clock.update(clock.carrier_row, relative, sigma)
-        clock.update(row, innovation_s, sigma_s)
+        # What the carrier has told of the delay is not news any more.
+        clock.update(row, innovation_s - float(row @ (clock.state - before)), sigma_s)

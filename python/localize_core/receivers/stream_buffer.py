@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from localize_core.types.time import shift_time
+from localize_core.types.time import seconds_between, shift_time
 
 TimeSource = Literal["rx_time", "host"]
 
@@ -166,7 +166,7 @@ class StreamBuffer:
             lost = mark.lost
             line = Mark(number)
         elif mark.time is not None and expected.time is not None and expected.rate_hz is not None:
-            ahead = _samples_between(expected.time, mark.time, expected.rate_hz)
+            ahead = seconds_between(expected.time, mark.time) * expected.rate_hz
             lost = round(ahead) if abs(ahead) > JUMP_SAMPLES else 0
         if lost != 0:
             self._count = replace(self._count, gaps=self._count.gaps + 1, lost=self._count.lost + max(lost or 0, 0))
@@ -245,10 +245,6 @@ class StreamBuffer:
             self._pulled += count
             self._count = replace(self._count, delivered=self._count.delivered + count)
             return count, marks
-
-
-def _samples_between(earlier: tuple[int, float], later: tuple[int, float], rate_hz: float) -> float:
-    return ((later[0] - earlier[0]) + (later[1] - earlier[1])) * rate_hz
 
 
 def _merged(before: Mark, after: Mark) -> Mark:

@@ -10,3 +10,7 @@ def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, flo
         carry, rest = carry + 1.0, 0.0
     seconds += int(carry)
     return (seconds, rest) if seconds >= 0 else (0, 0.0)
+
+
+def seconds_between(earlier: tuple[int, float], later: tuple[int, float]) -> float:
+    return (later[0] - earlier[0]) + (later[1] - earlier[1])
