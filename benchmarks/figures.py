@@ -103,6 +103,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def row_line(row: Mapping[str, Any], *, as_json: bool) -> str:
+    """One line of named values, for people or as JSON."""
+    if as_json:
+        return to_json(row)
+    return "  ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
+
+
 def absent(benchmark: str, peers: Mapping[str, str]) -> Iterator[Missing]:
     """Those of `peers` (module: distribution) that cannot be imported."""
     for module, distribution in peers.items():

@@ -13,12 +13,12 @@ These errors are nearly those that sanity assumes. Those of sanity_iq.py are not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
 import numpy as np
+from localize_benchmarks.figures import row_line
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.compiled.propagation import PathDelay
 from localize_core.sanity.faults import Diagnosis, FaultFinder
@@ -196,16 +196,7 @@ def main(stations: int, windows: int, seed: int, as_json: bool) -> None:
                 ]
                 row = {"receivers": receivers, "emitter": "moves" if moving else "stands", "fault": fault}
                 row |= summarise(runs, fault, windows)
-                if as_json:
-                    print(json.dumps(row), flush=True)
-                else:
-                    print(
-                        "  ".join(
-                            f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                            for key, value in row.items()
-                        ),
-                        flush=True,
-                    )
+                print(row_line(row, as_json=as_json), flush=True)
 
 
 if __name__ == "__main__":

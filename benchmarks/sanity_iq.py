@@ -1,13 +1,14 @@
 """Sanity out of IQ whose errors are not those that it assumes: echoes, clocks that walk, impulses of noise.
 
-    python benchmarks/sanity_iq.py [--stations 4] [--windows 120] [--fault NAME] [--seed 1] [--json]
+    python benchmarks/sanity_iq.py [--stations 4] [--windows 120] [--fault NAME] [--paths-ns 20] [--seed 1] [--json]
 
 Four receivers of 250 kS/s about an emitter of 200 kHz that stands or drives at 15 m/s; the station file says clocks of
-30 ns. What is so: each clock is off by a constant of 20 ns (normal) and walks at random, WALK_NS in a second, without
-bound; each receiver hears an echo besides, ECHO_DB on average (Rayleigh) and ECHO_NS late on average (exponential), new
-about every 20 m of the emitter's way and else the same; and impulses IMPULSE_DB above its noise, in one sample of a
-thousand. IQ goes through the features, the compiled model, a Locator and the monitor, two windows a second, each of
-0.125 s. A fault of one receiver begins after a third of the windows: a jump of 1 µs, or a drift of 20 ns/s.
+30 ns and paths of `--paths-ns`. What is so: each clock is off by a constant of 20 ns (normal) and walks at random,
+WALK_NS in a second, without bound; each receiver hears an echo besides, ECHO_DB on average (Rayleigh) and ECHO_NS late
+on average (exponential), new about every 20 m of the emitter's way and else the same; and impulses IMPULSE_DB above its
+noise, in one sample of a thousand. IQ goes through the features, the compiled model, a Locator and the monitor, two
+windows a second, each of 0.125 s. A fault of one receiver begins after a third of the windows: a jump of 1 µs, or a
+drift of 20 ns/s.
 
 `shown`: windows with a clock fault or a suspected position among the conditions, though there is none, of all windows;
 `episodes`: how often one began. `found`: stations that show one after the fault, within a median of `windows_median`;
@@ -16,13 +17,13 @@ thousand. IQ goes through the features, the compiled model, a Locator and the mo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
+from localize_benchmarks.figures import row_line
 from localize_core.engine.frames import FeatureFrames
 from localize_core.engine.locator import Locator, WindowContext
 from localize_core.engine.windows import WindowAssembler
@@ -59,8 +60,8 @@ class Run:
     off_ns: np.ndarray
 
 
-def random_station(rng: np.random.Generator, *, moving: bool) -> Station:
-    """Receivers in four sectors, 4 to 7 km out."""
+def random_station(rng: np.random.Generator, *, moving: bool, paths_ns: float) -> Station:
+    """Receivers in four sectors, 4 to 7 km out. `paths_ns`: what the station file says of paths."""
     angle = np.pi / 2.0 * (np.arange(4) + rng.uniform(0.0, 0.6, 4))
     places = rng.uniform(4e3, 7e3, 4)[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
     corners = rng.uniform(-1500.0, 1500.0, 2) + 800.0 * np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -81,7 +82,7 @@ def random_station(rng: np.random.Generator, *, moving: bool) -> Station:
             ],
             "area": {"south": float(south), "north": float(north), "west": float(west), "east": float(east)},
             "features": {"window_s": WINDOW_S, "channels": ["cross_correlation"]},
-            "propagation": {"timing_sigma_ns": 20.0},
+            "propagation": {"timing_sigma_ns": paths_ns},
             "model": {"min_confidence": 0.0},
             "scene": {
                 "bandwidth_hz": 200e3,
@@ -132,10 +133,10 @@ class Air:
         return found.astype(np.complex64), self.clock_ns[window] + 1e9 * echo_s
 
 
-def watch(seed: list[int], folder: Path, *, fault: str, moving: bool, windows: int) -> Run:
+def watch(seed: list[int], folder: Path, *, fault: str, moving: bool, windows: int, paths_ns: float) -> Run:
     """One station for so many windows."""
     rng = np.random.default_rng(seed)
-    station = random_station(rng, moving=moving)
+    station = random_station(rng, moving=moving, paths_ns=paths_ns)
     plan = plan_station(station)
     path = folder / "model.onnx"
     compile_model(plan.spec, path)
@@ -205,26 +206,29 @@ def summarise(runs: list[Run], fault: str) -> dict[str, float | int | None]:
 @click.option("--stations", default=4, show_default=True, help="For each fault and kind of emitter.")
 @click.option("--windows", default=120, show_default=True, help="For each station, two a second.")
 @click.option("--fault", "faults", type=click.Choice(tuple(FAULTS)), multiple=True, help="Only this; all if left out.")
+@click.option(
+    "--paths-ns", default=20.0, show_default=True, help="Errors of paths by the station file, standard deviation."
+)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(stations: int, windows: int, faults: tuple[str, ...], seed: int, as_json: bool) -> None:
+def main(stations: int, windows: int, faults: tuple[str, ...], paths_ns: float, seed: int, as_json: bool) -> None:
     """Sanity out of IQ with echoes, clocks that walk and impulses of noise."""
     with TemporaryDirectory() as folder:
         for moving in (False, True):
             for fault in faults or FAULTS:
                 runs = [
-                    watch([seed, moving, station], Path(folder), fault=fault, moving=moving, windows=windows)
+                    watch(
+                        [seed, moving, station],
+                        Path(folder),
+                        fault=fault,
+                        moving=moving,
+                        windows=windows,
+                        paths_ns=paths_ns,
+                    )
                     for station in range(stations)
                 ]
                 row = {"emitter": "moves" if moving else "stands", "fault": fault} | summarise(runs, fault)
-                if as_json:
-                    print(json.dumps(row), flush=True)
-                else:
-                    figures = (
-                        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                        for key, value in row.items()
-                    )
-                    print("  ".join(figures), flush=True)
+                print(row_line(row, as_json=as_json), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Sanity on measured signals: LocaRDS' arrival times, with and without a fault put in, and the station of DCF77.
 
-    python benchmarks/sanity_measured.py [--data FOLDER] [--seed 4] [--json]
+    python benchmarks/sanity_measured.py --data FOLDER [--seed 4] [--json]
 
-FOLDER holds `locards/` and `kiwi-dcf77/`; GR_LOCALIZE_DATA names another default. What is not there is left out, and
-said. LocaRDS: one row for each set, of messages that five sensors heard each. `error` and `hdop`: of least squares with
+FOLDER, or what GR_LOCALIZE_DATA names in its place, holds `locards/` and `kiwi-dcf77/`; what is not there is left out,
+and said.
+LocaRDS: one row for each set, of messages that five sensors heard each. `error` and `hdop`: of least squares with
 NOISE_M. With DOUBT_M, `disagree` is the share of messages whose receivers disagree at a probability of FAR_OFF, and
 `from_truth` the same where the search starts at the true place; the others ended in another minimum. `fault` is
 `disagree` with FAULT_NS added to a sensor drawn at random; `held`: the rest agrees without that one; `likeliest`: best
@@ -15,13 +16,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from localize_benchmarks.figures import row_line
 from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
 from localize_core.model.compiled.propagation import PathDelay
 from localize_core.sanity.geometry import ArrivalGeometry
@@ -29,7 +30,6 @@ from localize_core.sanity.raim import Solutions, solve
 from localize_core.station.config import load_station
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("GR_LOCALIZE_DATA", ROOT.parent / "shared" / "data"))
 NOISE_M, DOUBT_M = 30.0, 35.0
 FAR_OFF = 1e-3
 FAULT_NS = 5000.0
@@ -112,7 +112,14 @@ def dcf77(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, help="Where locards/ and kiwi-dcf77/ are.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    envvar="GR_LOCALIZE_DATA",
+    show_envvar=True,
+    required=True,
+    help="Where locards/ and kiwi-dcf77/ are.",
+)
 @click.option("--seed", default=4, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def main(data: Path, seed: int, as_json: bool) -> None:
@@ -120,16 +127,10 @@ def main(data: Path, seed: int, as_json: bool) -> None:
     for name, rows in (("locards", lambda folder: locards(folder, seed)), ("kiwi-dcf77", dcf77)):
         folder = data / name
         if not folder.is_dir():
-            click.echo(f"left out: no {folder}; --data or GR_LOCALIZE_DATA say where it is", err=True)
+            click.echo(f"left out: no {folder}", err=True)
             continue
         for row in rows(folder):
-            if as_json:
-                print(json.dumps(row), flush=True)
-            else:
-                figures = (
-                    f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
-                )
-                print("  ".join(figures), flush=True)
+            print(row_line(row, as_json=as_json), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -409,6 +410,12 @@ def test_a_soapy_device(red_pitaya, listen):
     assert told == {"rx_rate": 250e3, "rx_freq": 7.1e6}
 
 
+def answers(port: int) -> bool:
+    """Whether something listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 AVAHI = """
 [server]
 allow-interfaces=lo
@@ -437,24 +444,24 @@ def announced(tmp_path) -> Iterator[dict[str, str]]:
     environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": address}
     with contextlib.ExitStack() as started:
 
-        def start(*command: str, output: str) -> None:
-            """Until it says on that output that it has begun."""
-            pipes: Any = {output: subprocess.PIPE}
-            process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        def start(*command: str, until: str) -> None:
+            """Until it says that it has begun."""
+            log = tmp_path / f"{Path(command[0]).name}.log"
+            with log.open("w") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
             started.callback(process.wait)
             started.callback(process.terminate)
-            for line in getattr(process, output):
-                if "unix:path" in line or "startup complete" in line:
-                    return
-            pytest.skip(f"{command[0]} does not run here")
+            wait_until(lambda: until in log.read_text() or process.poll() is not None)
+            if process.poll() is not None:
+                pytest.skip(f"{command[0]} does not run here: {log.read_text()}")
 
-        start(bus, "--session", "--nofork", f"--address={address}", "--print-address=1", output="stdout")
+        start(bus, "--session", "--nofork", f"--address={address}", "--print-address=1", until="unix:path")
         options = ["--no-drop-root", "--no-chroot", "--no-rlimits", "-f", str(tmp_path / "avahi.conf")]
-        start(avahi, *options, output="stderr")
+        start(avahi, *options, until="startup complete")
         yield environment
 
 
-def test_a_soapy_device_of_another_computer(red_pitaya, listen, announced):
+def test_a_soapy_device_of_another_computer(red_pitaya, listen, announced, tmp_path):
     server = shutil.which("SoapySDRServer")
     if server is None or "remote" not in soapy_factories():
         pytest.skip("no SoapyRemote here: apt-get install soapyremote-server soapysdr-module-remote avahi-daemon")
@@ -463,11 +470,12 @@ def test_a_soapy_device_of_another_computer(red_pitaya, listen, announced):
     args = f"driver=remote,remote=tcp://127.0.0.1:{port},remote:driver=redpitaya,addr=127.0.0.1,port={red_pitaya.port}"
     with pytest.raises(RadioError, match=r"^soapy driver=remote.*connect FAIL.*Connection refused"):
         open_radio(device_of("soapy", args=args), table(250e3, 7.1e6))
-    command = [server, f"--bind=tcp://127.0.0.1:{port}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=announced)
+    command, log = [server, f"--bind=tcp://127.0.0.1:{port}"], tmp_path / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=announced)
     try:
-        assert process.stdout is not None
-        next(line for line in process.stdout if "avahi_entry_group_add_service" in line)
+        wait_until(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         radio = open_radio(device_of("soapy", args=args, stream_args="remote:prot=tcp"), table(250e3, 7.1e6))
         listener = listen(radio, 10_000)
         (heard,) = listener.samples()
