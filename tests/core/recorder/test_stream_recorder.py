@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sigmf
 from localize_core.errors import ConfigError, PublishError
-from localize_core.recorder import stream_recorder
+from localize_core.recorder import station_recorder, stream_recorder
 from localize_core.recorder.sigmf_writer import About, Limits, SigmfWriter
 from localize_core.recorder.station_recorder import StationRecorder, file_names
 from localize_core.recorder.stream_recorder import Account, StreamRecorder
@@ -250,6 +251,23 @@ def test_limits_hold_over_streams_that_open_again_and_over_folders(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["next"]  # nor what waited for samples
     assert [path.stem for path in second.whole["north"]] == ["north-0001", "north-0002"]
     assert second.phases == {"north": ("stopped", "recording")}
+
+
+def test_accounts_hold_while_a_stream_opens_again(tmp_path, monkeypatch):
+    station = StationRecorder(tmp_path, [ABOUT], name="s")
+    stream = station.open_stream(0)
+    stream.push(noise(800))
+    stream.stop()
+    before, seen = station.accounts, []
+
+    class Seen(StreamRecorder):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            seen.append(station.accounts)
+
+    monkeypatch.setattr(station_recorder, "StreamRecorder", Seen)
+    station.open_stream(0).stop()
+    assert [*seen, station.accounts] == [before, before]
 
 
 def test_names_of_files_are_no_pattern_of_others():
