@@ -7,6 +7,8 @@ import sys
 from concurrent.futures import Future
 from typing import Any
 
+from localize_apps import logs
+
 abandoned: list[Future[Any]] = []
 """What other threads still work out, though nobody waits for it any more."""
 
@@ -18,6 +20,7 @@ def leave(code: int) -> None:
     """
     if all(future.done() for future in abandoned):
         return
+    logs.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -107,7 +107,6 @@ def main(args: list[str] | None = None) -> int:
     logs.owns_process = args is None
     code = _exit_code(args)
     if logs.owns_process:
-        logs.close()
         ending.leave(code)
     return code
 
