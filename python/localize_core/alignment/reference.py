@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from localize_core.alignment.clock_filter import ClockFilter
 from localize_core.alignment.reference_band import BandExtractor, removal_taps
 from localize_core.alignment.reference_layout import CommonTime, lay_out, too_little
-from localize_core.alignment.reference_search import Searcher
+from localize_core.alignment.reference_search import FEWEST_BLOCKS, Searcher
 from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.alignment.reference_status import ClockStatus, status_of
 from localize_core.alignment.reference_stream import Mark, Place, ReferenceStream, Seat, next_place
@@ -386,7 +386,7 @@ class ReferenceClock:
         base.place = Place(n, lead_s, base.host_rate, carrier_hz)
         self._base, self._alone_since, self._misses = index, block, 0
         for stream in self._streams:
-            stream.next_try = block + 1
+            stream.next_try = block + FEWEST_BLOCKS
 
     def _make_base(self, index: int) -> None:
         """A locked stream becomes the measure: all clocks are told against it from now on."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from localize_core.alignment.reference import ReferenceClock
-from localize_core.alignment.reference_delay import search
+from localize_core.alignment.reference_delay import measure, search
 from localize_core.alignment.reference_settings import ReferenceSettings
 from localize_core.alignment.reference_stream import Mark, Seat
 from localize_core.alignment.resample import interpolate
@@ -505,6 +505,56 @@ def test_a_beacon_that_repeats_itself_is_refused():
     found = search(changing + noise, changing[20_000:28_000], **values)
     assert found is not None
     assert found.lag == 20_000
+
+
+def test_a_lock_that_is_seen_no_more_before_its_stream_comes_out_is_given_up():
+    """The stream jumps, and no stamp says so, while its clock is not well known yet."""
+    air, stream, at, lost = Air(seconds=4.4), (base_of(usual()[1]) + 1) % 4, round(0.9 * RATE_HZ), 5_000
+    for whole in (air.streams, air.times_s):
+        whole[stream, at:-lost] = whole[stream, at + lost :].copy()
+    result = told(air, max_error_ns=5.5, search_s=0.3)
+    seats = result.seats[stream]
+    assert result.clock.status[stream].locked
+    assert seats[0].source > at  # before that it was less sure than wanted
+
+
+def test_a_clock_that_is_less_sure_than_wanted_is_not_known():
+    result = told(Air(seconds=1.5), max_error_ns=0.01)
+    assert not any(status.locked or status.losses for status in result.clock.status)
+    assert all(len(samples) == 0 for samples in result.samples)
+
+
+def test_a_stream_that_comes_back_without_a_stamp_is_found():
+    """Its clock is looked for about now, not where all streams began."""
+    air = Air(seconds=4.0)
+    stream, at = (base_of(usual()[1]) + 1) % 4, round(2.1 * RATE_HZ)
+    result = told(air, marks={(stream, at): Mark(at, restart=True)}, search_s=0.2)
+    status = result.clock.status[stream]
+    assert status.locked
+    assert status.losses == 1
+
+
+def test_a_bare_carrier_tells_no_delay():
+    frequency_hz, times_s = np.linspace(-20e3, 20e3, 17), np.arange(10) * 5e-3
+    for line in range(17):
+        tone = np.zeros((10, 17), np.complex64)
+        tone[:, line] = 1.0
+        found = measure(tone, tone, times_s, frequency_hz=frequency_hz, max_delay_s=4e-5)
+        assert found.coherence > 0.99
+        assert not found.seen
+
+
+def test_a_short_template_tells_the_carrier_between_lines():
+    rng = np.random.default_rng(6)
+    sent, values = band_noise(rng, 20_000, 0.9 * BANDWIDTH_HZ), {"rate_hz": RATE_HZ, "bandwidth_hz": BANDWIDTH_HZ}
+    length = 1_000
+    for lines in (0.3, 0.5, 0.7):  # of an FFT four times as long
+        carrier_hz = (8 + lines) * RATE_HZ / (4 * length)
+        heard = sent * np.exp(2j * np.pi * carrier_hz * np.arange(len(sent)) / RATE_HZ)
+        found = search(heard.astype(np.complex64), sent[9_000 : 9_000 + length], max_carrier_hz=15e3, **values)
+        assert found is not None
+        assert found.lag == 9_000
+        assert found.carrier_hz == pytest.approx(carrier_hz, abs=0.1 * RATE_HZ / (4 * length))
 
 
 @pytest.mark.parametrize(
