@@ -534,6 +534,20 @@ def test_a_stream_that_comes_back_without_a_stamp_is_found():
     assert status.losses == 1
 
 
+def test_an_echo_that_is_not_there_any_more_leads_no_search_astray():
+    """It makes a stream seem late; from there the true place would be out of reach."""
+    air, rng, late = Air(seconds=3.2), np.random.default_rng(5), round(0.4 * RATE_HZ)
+    time_s = np.arange(air.streams.shape[1]) / RATE_HZ
+    echo = np.where((time_s > 0.4) & (time_s % 0.3 < 0.075), np.roll(air.streams[0], late), 0.0)
+    noise = 0.15 * (rng.standard_normal(len(time_s)) + 1j * rng.standard_normal(len(time_s)))
+    air.streams[0] = np.where(time_s < 1.5, echo + noise, air.streams[0])
+    early = {(stream, 0): Mark(0, (10, 0.15 if stream else 0.0), RATE_HZ) for stream in range(4)}
+    result = told(air, marks=early, search_s=0.3)
+    assert [status.losses for status in result.clock.status] == [0] * 4
+    assert all(status.locked for status in result.clock.status)
+    assert result.clock.status[0].offset_s - result.clock.status[1].offset_s == pytest.approx(0.15, abs=1e-3)
+
+
 def test_a_bare_carrier_tells_no_delay():
     frequency_hz, times_s = np.linspace(-20e3, 20e3, 17), np.arange(10) * 5e-3
     for line in range(17):

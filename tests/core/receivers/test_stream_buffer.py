@@ -217,18 +217,20 @@ def test_receivers_that_are_pulled_together_lose_the_same_spans():
     assert max(abs(own[0] - apart[0][0][0]) for own in (span[0] for span in apart)) > 20
 
 
-@pytest.mark.parametrize("dead", ["unheard", "never pulled", "gone"])
+@pytest.mark.parametrize("dead", ["unheard", "never pulled"])
 def test_one_receiver_alone_costs_the_others_nothing(dead):
     group = BufferGroup()
     buffers = [StreamBuffer(200, group) for _ in range(3)]
     if dead == "unheard":
         overloaded(buffers[1:], [10, 10])
-    elif dead == "gone":  # full, and nobody asks for it any more
-        buffers[0].push(ramp(0, 300), [beginning()])
-        overloaded(buffers[1:], [10, 10])
     else:
-        overloaded(buffers, [0, 10, 10])
+        left = overloaded(buffers, [0, 10, 10])[0]
         assert buffers[0].count.overflows == 1
+        assert left.tolist() == list(range(200))  # what had come before it was full
+        buffers[0].push(ramp(4_000, 10))
+        samples, marks = pulled(buffers[0], 10)
+        assert samples.tolist() == list(range(4_000, 4_010))
+        assert [(mark.restart, mark.lost) for mark in marks] == [(True, 3_800)]
     assert [buffer.count.dropped for buffer in buffers[1:]] == [0, 0]
 
 
@@ -240,6 +242,18 @@ def test_who_is_not_pulled_holds_up_the_others_no_longer_than_they_have_samples(
     assert len(spans) == 1  # it was more than half full when the other overflowed
     assert slow.count.overflows == 1
     assert balanced(slow)
+
+
+def test_who_is_gone_holds_up_the_others_no_longer_than_they_have_samples():
+    """It was full when it went, and nobody asks for it any more."""
+    group = BufferGroup()
+    gone, *others = (StreamBuffer(200, group) for _ in range(3))
+    gone.push(ramp(0, 300), [beginning()])
+    for buffer in others:
+        buffer.push(ramp(-150, 150))
+    for samples in overloaded(others, [10, 10]):
+        assert missing(samples) == [(0, 149)]
+    assert [(buffer.count.overflows, buffer.count.dropped) for buffer in others] == [(1, 150)] * 2
 
 
 def test_two_threads_lose_nothing():

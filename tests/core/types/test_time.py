@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from localize_core.types.time import shift_time
+from localize_core.types.time import seconds_between, shift_time
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ def test_a_shift_by_less_than_rounding_leaves_the_fraction_below_one():
     seconds, fraction = shift_time(10, 0.0, -1e-18)
     assert 0.0 <= fraction < 1.0
     assert seconds + fraction == pytest.approx(10.0)
+
+
+def test_seconds_between_keeps_what_float64_of_both_would_round():
+    earlier, later = (1_700_000_000, 0.999_999_9), (1_700_000_001, 0.000_000_05)
+    assert seconds_between(earlier, later) == pytest.approx(1.5e-7, abs=1e-15)
+    assert seconds_between(later, earlier) == -seconds_between(earlier, later)
