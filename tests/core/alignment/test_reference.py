@@ -524,6 +524,30 @@ def test_a_clock_that_is_less_sure_than_wanted_is_not_known():
     assert all(len(samples) == 0 for samples in result.samples)
 
 
+def test_a_narrow_reference_is_enough_whatever_the_sample_rate():
+    """A clock cannot be known to a part of a sample where the reference tells no more than 70 ns."""
+    rate_hz, bandwidth_hz, count, rng = 1e6, 12.5e3, 2_500_000, np.random.default_rng(1)
+    spectrum = np.zeros(count, np.complex128)
+    lines = np.arange(-14_000, 14_000) + count // 5
+    spectrum[lines] = rng.standard_normal(len(lines)) + 1j * rng.standard_normal(len(lines))
+    sent = np.fft.ifft(spectrum)
+    sent /= np.sqrt(np.mean(np.square(np.abs(sent))))
+    settings = SETTINGS | {"frequency_hz": TUNED_HZ + 0.2 * rate_hz, "bandwidth_hz": bandwidth_hz, "search_s": 0.2}
+    clock = ReferenceClock(2, rate_hz, TUNED_HZ, ReferenceSettings(**settings), [0.0, 0.0])
+    noise = 0.25 * np.sqrt(rate_hz / bandwidth_hz / 2.0)
+    came_out = 0
+    for first in range(0, count, 50_000):
+        for stream in range(2):
+            own = noise * (rng.standard_normal(50_000) + 1j * rng.standard_normal(50_000))
+            samples = (sent[first : first + 50_000] + own).astype(np.complex64)
+            assert clock.push(stream, samples, [Mark(0, (0, 0.0))] if first == 0 else []) == 50_000
+        clock.advance()
+        came_out += len(clock.pull(1, count)[0]) + len(clock.pull(0, count)[0])
+    assert all(status.locked for status in clock.status)
+    assert max(status.error_ns for status in clock.status) > 50.0
+    assert came_out > 0.2 * count
+
+
 def test_a_stream_that_comes_back_without_a_stamp_is_found():
     """Its clock is looked for about now, not where all streams began."""
     air = Air(seconds=4.0)
