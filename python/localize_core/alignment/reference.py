@@ -254,8 +254,8 @@ class ReferenceClock:
         if stream.host is None:
             if stream.seen - stream.begin < wait_s * self.sample_rate_hz:
                 return
-            # Nobody says when it was taken: what has come just now was now.
-            stream.default = shift_time(*self._time.at(self._block), -wait_s)
+            # Nobody says when it was taken: what has come just now was now, where the others have not waited for it.
+            stream.default = shift_time(*self._time.at(self._block), 0.0 if self._waits_for_all else -wait_s)
         stream.entry = max(self._time.block_at(stream.begin_time(), wait_s), self._block)
 
     def _is_used_up(self, index: int) -> bool:

@@ -548,11 +548,12 @@ def test_a_narrow_reference_is_enough_whatever_the_sample_rate():
     assert came_out > 0.2 * count
 
 
-def test_a_stream_that_comes_back_without_a_stamp_is_found():
+@pytest.mark.parametrize("max_wait_s", [None, 0.3])
+def test_a_stream_that_comes_back_without_a_stamp_is_found(max_wait_s):
     """Its clock is looked for about now, not where all streams began."""
     air = Air(seconds=4.0)
     stream, at = (base_of(usual()[1]) + 1) % 4, round(2.1 * RATE_HZ)
-    result = told(air, marks={(stream, at): Mark(at, restart=True)}, search_s=0.2)
+    result = told(air, marks={(stream, at): Mark(at, restart=True)}, search_s=0.2, max_wait_s=max_wait_s)
     status = result.clock.status[stream]
     assert status.locked
     assert status.losses == 1
