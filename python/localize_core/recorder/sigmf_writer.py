@@ -30,7 +30,7 @@ from localize_core import __version__
 from localize_core.errors import ConfigError
 from localize_core.sources.recording import Mark
 from localize_core.sources.sigmf_marks import HOLDS, NAMESPACE, STREAM
-from localize_core.types.time import shift_time
+from localize_core.types.time import seconds_between, shift_time
 
 EXTENSION_VERSION = "1.0.0"
 SIGMF_VERSION = "1.2.0"
@@ -344,7 +344,7 @@ class SigmfWriter:
         now = self._now(self.index)
         if mark.rx_time is None or now is None:
             return False
-        jump_s = mark.rx_time[0] - now[0] + mark.rx_time[1] - now[1]
+        jump_s = seconds_between(now, mark.rx_time)
         return abs(jump_s) * (self._rate_hz or self.about.sample_rate_hz) > BREAK_SAMPLES
 
     def _heed(self, mark: Mark, index: int) -> None:

@@ -13,4 +13,5 @@ def shift_time(seconds: int, fraction: float, offset_s: float) -> tuple[int, flo
 
 
 def seconds_between(earlier: tuple[int, float], later: tuple[int, float]) -> float:
+    """From one time to another, s: negative where `later` comes first."""
     return (later[0] - earlier[0]) + (later[1] - earlier[1])
