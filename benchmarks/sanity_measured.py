@@ -57,8 +57,8 @@ def locards(folder: Path, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _judged(row: dict[str, str], sensors: dict[int, list[float]], rng: np.random.Generator) -> dict[str, float]:
-    """What least squares makes of one message."""
+def message_of(row: dict[str, str], sensors: dict[int, list[float]]) -> tuple[ArrivalGeometry, np.ndarray, np.ndarray]:
+    """Of a message: its sensors, when they heard it against the first (n,), metres, and the true place (2,), metres."""
     heard = json.loads(row["measurements"])
     frame = LocalFrame(*np.mean([sensors[serial][:2] for serial, _, _ in heard], axis=0), float(row["geoAltitude"]))
     geometry = ArrivalGeometry(
@@ -70,18 +70,24 @@ def _judged(row: dict[str, str], sensors: dict[int, list[float]], rng: np.random
         path=PathDelay(0.0),
     )
     arrivals_m = np.array([(ns - heard[0][1]) * 1e-9 * SPEED_OF_LIGHT_MPS for _, ns, _ in heard])
-    truth_m = frame.to_enu_m(float(row["latitude"]), float(row["longitude"]), frame.altitude_m)[:2]
+    return geometry, arrivals_m, frame.to_enu_m(float(row["latitude"]), float(row["longitude"]), frame.altitude_m)[:2]
+
+
+def _judged(row: dict[str, str], sensors: dict[int, list[float]], rng: np.random.Generator) -> dict[str, float]:
+    """What least squares makes of one message."""
+    geometry, arrivals_m, truth_m = message_of(row, sensors)
+    count = len(arrivals_m)
     middle_m = geometry.receivers_m[:, :2].mean(axis=0)
 
     def solved(arrivals: np.ndarray, sigma_m: float, start_m: np.ndarray = middle_m) -> Solutions:
-        return solve(geometry, arrivals[None], sigma_m**2 * np.eye(len(heard))[None], start_m[None])
+        return solve(geometry, arrivals[None], sigma_m**2 * np.eye(count)[None], start_m[None])
 
     place_m = solved(arrivals_m, NOISE_M).places_m
-    faulty = int(rng.integers(len(heard)))
+    faulty = int(rng.integers(count))
     late_m = arrivals_m.copy()
     late_m[faulty] += FAULT_NS * 1e-9 * SPEED_OF_LIGHT_MPS
     without = []
-    for receiver in range(len(heard)):
+    for receiver in range(count):
         rest = late_m.copy()
         rest[receiver] = np.nan
         without.append(solved(rest, DOUBT_M).probability[0])

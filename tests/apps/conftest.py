@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,19 +48,19 @@ def servers(start_rtl_tcp: Callable[..., Any], heard: np.ndarray) -> Callable[[i
     return start
 
 
-class Told:
+class Told(ABC):
     """What a run has told so far."""
 
     def __init__(self) -> None:
         self.fixes: list[Fix] = []
 
+    @abstractmethod
     def last_words(self) -> str:
         """What it has said last, beside fixes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> str | None:
         """How it has ended, None while it runs."""
-        raise NotImplementedError
 
     def until(self, condition: Callable[[], Any]) -> None:
         """Wait for what is to come while it runs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,7 @@ from localize_core.errors import ConfigError, ModelError
 from localize_core.features.correlation import CorrelationConfig
 from localize_core.features.mel import MelConfig
 from localize_core.geodesy import GEOD, LocalFrame
+from localize_core.types.place import Placed
 
 METADATA_KEY = "localize.contract"
 INPUT_NAME = "features"
@@ -231,18 +232,7 @@ class Contract(_Part):
                     raise ModelError(f"the contract says {name}={own}, its {feature} gives {theirs}")
 
 
-class Place(Protocol):
-    """Whatever has a name and stands somewhere, in WGS84 degrees."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def latitude(self) -> float: ...
-    @property
-    def longitude(self) -> float: ...
-
-
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Placed)
 
 
 def moved_receivers(found: Sequence[P], made_for: Sequence[Receiver]) -> Iterator[tuple[P, Receiver, float]]:

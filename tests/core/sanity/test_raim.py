@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from localize_core.geodesy import SPEED_OF_LIGHT_MPS, LocalFrame
-from localize_core.model.compiled.propagation import PathDelay
+from localize_benchmarks.sanity_measured import message_of
+from localize_core.geodesy import SPEED_OF_LIGHT_MPS
 from localize_core.sanity.geometry import ArrivalGeometry
 from localize_core.sanity.raim import Solutions, solve
 from scipy.stats import kstest
@@ -87,22 +86,12 @@ def test_measured_arrival_times(data_dir: Path) -> None:
     rng = np.random.default_rng(4)
     error, sound, broken, named, held = [], [], [], [], []
     for row in rows:
-        heard = json.loads(row["measurements"])
-        frame = LocalFrame(*np.mean([sensors[serial][:2] for serial, _, _ in heard], axis=0), float(row["geoAltitude"]))
-        geometry = ArrivalGeometry(
-            names=tuple(str(serial) for serial, _, _ in heard),
-            receivers_m=frame.to_enu_m(*np.array([sensors[serial] for serial, _, _ in heard]).T),
-            sigma_m=np.zeros(len(heard)),
-            frame=frame,
-            along_surface=False,
-            path=PathDelay(0.0),
-        )
-        arrivals = np.array([[(ns - heard[0][1]) * 1e-9 * SPEED_OF_LIGHT_MPS for _, ns, _ in heard]])
+        geometry, arrivals_m, truth = message_of(row, sensors)
+        arrivals = arrivals_m[None]
         whole, _ = solved(geometry, arrivals, 35.0)
-        truth = frame.to_enu_m(float(row["latitude"]), float(row["longitude"]), frame.altitude_m)[:2]
         error.append(float(np.linalg.norm(whole.places_m[0] - truth)))
         sound.append(whole.probability[0])
-        faulty = int(rng.integers(len(heard)))
+        faulty = int(rng.integers(len(arrivals_m)))
         arrivals[0, faulty] += 5e-6 * SPEED_OF_LIGHT_MPS
         whole, without = solved(geometry, arrivals, 35.0)
         broken.append(whole.probability[0])
